@@ -1,0 +1,96 @@
+"""Backends by name, imported on demand.
+
+A backend is a module `engine.backends.NAME_backend` with `PRECISIONS` (best first), `REQUIRES`
+(import names) and `load` (see base.BackendFactory). Asking which exist imports none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from engine.backends.base import Backend, BackendFactory, Progress
+from engine.config import PRECISIONS
+from engine.errors import BackendError, ConfigError
+
+__all__ = ["Backend", "BackendSpec", "available", "load_backend", "resolve"]
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """What is known of a backend without importing it."""
+
+    name: str
+    title: str
+    requires: tuple[str, ...]  # modules that must be importable
+    install: str  # what to type where one is missing
+    precisions: tuple[str, ...]
+    default_precision: str
+
+    @property
+    def missing(self) -> str | None:
+        """The first module that is not installed."""
+        return next((m for m in self.requires if importlib.util.find_spec(m) is None), None)
+
+
+_SPECS = (
+    BackendSpec(
+        name="torch",
+        title="PyTorch (transformers)",
+        requires=("torch", "transformers"),
+        install="pip install -r requirements.txt",
+        precisions=PRECISIONS,
+        default_precision="fp32",
+    ),
+)
+
+
+def available() -> tuple[BackendSpec, ...]:
+    """All backends the program knows, the preferred one first, installed or not."""
+    return _SPECS
+
+
+def resolve(backend: str | None, precision: str | None) -> tuple[BackendSpec, str]:
+    """The backend and precision meant by a LoadConfig, None standing for the default.
+
+    Raises ConfigError for an unknown name or a precision the backend does not have, and
+    BackendError with the install line where the backend is not installed.
+    """
+    if backend is None:
+        spec = next((s for s in _SPECS if s.missing is None), _SPECS[0])
+    else:
+        found = [s for s in _SPECS if s.name == backend]
+        if not found:
+            names = ", ".join(s.name for s in _SPECS)
+            raise ConfigError(f"there is no backend {backend!r}; there are: {names}")
+        spec = found[0]
+    if spec.missing:
+        raise BackendError(
+            f"backend {spec.name} needs the package {spec.missing}; install it: {spec.install}"
+        )
+    precision = precision or spec.default_precision
+    if precision not in spec.precisions:
+        raise ConfigError(
+            f"backend {spec.name} has no precision {precision}; it has: {', '.join(spec.precisions)}"
+        )
+    return spec, precision
+
+
+def load_backend(
+    folder: Path,
+    *,
+    name: str,
+    backend: str | None,
+    precision: str | None,
+    threads: int,
+    progress: Progress,
+) -> Backend:
+    """Load the model folder into the chosen backend."""
+    spec, precision = resolve(backend, precision)
+    progress(f"starting {spec.title}", 0.0)
+    module = importlib.import_module(f"engine.backends.{spec.name}_backend")
+    factory = cast(BackendFactory, module.load)
+    return factory(folder, name=name, precision=precision, threads=threads, progress=progress)

@@ -1,0 +1,1 @@
+"""Training: a model from nothing (`from_scratch`) and, later, fine-tuning."""
