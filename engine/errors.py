@@ -41,3 +41,7 @@ class CorpusError(EngineError):
 
 class HistoryError(EngineError):
     """The history database cannot be opened or written."""
+
+
+class StorageError(EngineError):
+    """A user folder or file cannot be read or written."""
