@@ -1,7 +1,7 @@
 """What the worker says, as frozen, picklable messages.
 
 Every message carries the id of its job, so that a reader can drop what an older job still says.
-A job's events end with exactly one of `Loaded`, `Finished`, `Failed` or `Cancelled`.
+A job's events end with exactly one of `Loaded`, `Downloaded`, `Finished`, `Failed` or `Cancelled`.
 """
 
 from __future__ import annotations
@@ -80,6 +80,13 @@ class Loaded(Event):
 
 
 @dataclass(frozen=True)
+class Downloaded(Event):
+    """The model of this name is on the disk."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class Started(Event):
     """A generation was admitted. `config.seed` is the seed actually used, never None."""
 
@@ -131,3 +138,14 @@ class Failed(Event):
 @dataclass(frozen=True)
 class Cancelled(Event):
     """A job that had produced nothing was given up on request (a queued one, a load)."""
+
+
+@dataclass(frozen=True)
+class Downloaded(Event):
+    """A hub model lies complete on this disk and can be loaded."""
+
+    model: str
+
+
+TERMINAL = (Loaded, Finished, Failed, Cancelled, Downloaded)
+"""The last event of a job is one of these."""

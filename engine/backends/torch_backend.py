@@ -1,0 +1,304 @@
+"""transformers' GPT-2 in PyTorch: the reference that every other backend is compared with.
+
+fp32 is exact; bf16 halves the weights; int8 is PyTorch's dynamic quantisation over the whole
+model. GPT-2's projections are `Conv1D`, which `quantize_dynamic` passes over in silence, so they
+become `nn.Linear` first; the tied output head and the token embedding are quantised too.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.pytorch_utils import Conv1D
+
+from engine.backends.base import Logits, Progress
+from engine.checkpoint import Checkpoint, ModelConfig, weights_hash
+from engine.errors import BackendError, OutOfMemoryError
+from engine.events import ModelInfo
+from engine.threads import default_threads
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+_GROWTH = 128  # tokens by which a cache grows at least
+
+
+class _CacheLayer(CacheLayerMixin):
+    """Keys and values of one layer in buffers with room to grow: no copy at each token."""
+
+    is_sliding = False
+
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self.context = context
+        self.used = 0
+        self.is_initialized = False
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        batch, heads, _, head_width = key_states.shape
+        self.keys = key_states.new_empty(batch, heads, 0, head_width)
+        self.values = value_states.new_empty(batch, heads, 0, head_width)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.used + key_states.shape[-2]
+        if end > self.keys.shape[-2]:
+            self._grow(min(self.context, max(end, 2 * self.used, _GROWTH)))
+        self.keys[:, :, self.used : end] = key_states
+        self.values[:, :, self.used : end] = value_states
+        self.used = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _grow(self, capacity: int) -> None:
+        for name in ("keys", "values"):
+            old: torch.Tensor = getattr(self, name)
+            new = old.new_empty(old.shape[0], old.shape[1], capacity, old.shape[3])
+            new[:, :, : self.used] = old[:, :, : self.used]
+            setattr(self, name, new)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.used + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.used
+
+    def get_max_cache_shape(self) -> int:
+        return -1
+
+    def copy(self) -> _CacheLayer:
+        other = _CacheLayer(self.context)
+        if self.is_initialized:
+            other.keys, other.values = self.keys.clone(), self.values.clone()
+            other.is_initialized, other.used = True, self.used
+        return other
+
+
+class _Int8Embedding(nn.Module):
+    """An embedding table in int8 with one scale for each row."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127.0  # (V, 1)
+        self.register_buffer("weight", torch.round(weight / scale).to(torch.int8))  # (V, D)
+        self.register_buffer("scale", scale)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.weight[ids].float() * self.scale[ids]  # type: ignore[index]
+        return rows
+
+
+class TorchBackend:
+    """See engine.backends.base.Backend."""
+
+    def __init__(self, model: GPT2LMHeadModel, info: ModelInfo) -> None:
+        self.info = info
+        self._model = model
+        self._caches: dict[int, Cache] = {}
+        self._next_slot = 0
+
+    def open(self) -> int:
+        layers = [_CacheLayer(self.info.context) for _ in range(self.info.layers)]
+        return self._add(Cache(layers=layers))
+
+    def _add(self, cache: Cache) -> int:
+        slot = self._next_slot
+        self._next_slot += 1
+        self._caches[slot] = cache
+        return slot
+
+    @overload
+    def extend(
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        all_positions: Literal[False] = False,
+    ) -> Logits: ...
+
+    @overload
+    def extend(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], all_positions: Literal[True]
+    ) -> list[Logits]: ...
+
+    def extend(
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        all_positions: bool = False,
+    ) -> Logits | list[Logits]:
+        rows: list[Logits] = []
+        for slot, ids in zip(slots, tokens, strict=True):
+            if not ids or self.length(slot) + len(ids) > self.info.context:
+                raise BackendError(
+                    f"{len(ids)} tokens after {self.length(slot)} do not fit the context of "
+                    f"{self.info.context}"
+                )
+            rows.append(self._run(self._caches[slot], ids, all_positions))
+        if all_positions:
+            return rows
+        import numpy as np
+
+        return np.concatenate(rows)
+
+    def _run(self, cache: Cache, ids: Sequence[int], all_positions: bool) -> Logits:
+        try:
+            with torch.inference_mode():
+                hidden = self._model.transformer(
+                    torch.tensor([ids]), past_key_values=cache, use_cache=True
+                ).last_hidden_state[0]  # (T, D)
+                logits = self._model.lm_head(hidden if all_positions else hidden[-1:])
+                return logits.float().numpy()  # type: ignore[no-any-return]
+        except (RuntimeError, MemoryError) as error:
+            raise _translated(error) from error
+
+    def length(self, slot: int) -> int:
+        return int(self._caches[slot].get_seq_length())
+
+    def truncate(self, slot: int, length: int) -> None:
+        for layer in self._caches[slot].layers:
+            layer.used = min(layer.used, length)
+
+    def fork(self, slot: int) -> int:
+        return self._add(Cache(layers=[layer.copy() for layer in self._caches[slot].layers]))
+
+    def close(self, slot: int) -> None:
+        del self._caches[slot]
+
+    def shutdown(self) -> None:
+        self._caches.clear()
+        del self._model
+
+
+def _translated(error: Exception) -> Exception:
+    text = str(error)
+    if isinstance(error, MemoryError) or "not enough memory" in text or "alloc" in text:
+        return OutOfMemoryError(
+            "out of memory while running the model; close other programs, or load a smaller "
+            "model or int8"
+        )
+    return BackendError(f"PyTorch failed: {text.splitlines()[0][:200]}")
+
+
+def load(
+    folder: Path, *, name: str, precision: str, threads: int, progress: Progress
+) -> TorchBackend:
+    """Load a model folder tensor by tensor; see engine.backends.base.BackendFactory."""
+    threads = threads or default_threads()
+    torch.set_num_threads(threads)
+    progress("reading the model folder", 0.05)
+    checkpoint = Checkpoint(folder)
+    try:
+        model = _read_weights(checkpoint, precision, progress)
+    except (RuntimeError, MemoryError) as error:
+        raise _translated(error) from error
+    config = checkpoint.config
+    info = ModelInfo(
+        name=name,
+        path=str(folder),
+        backend="torch",
+        precision=precision,
+        threads=threads,
+        parameters=config.parameters,
+        layers=config.layers,
+        width=config.width,
+        heads=config.heads,
+        context=config.context,
+        vocab_size=config.vocab_size,
+        weight_bytes=weight_bytes(model),
+        weight_bytes_fp32=4 * config.parameters,
+        weights_hash=weights_hash(folder),
+        detail=f"torch {torch.__version__.split('+')[0]}, sdpa",
+    )
+    return TorchBackend(model, info)
+
+
+def _read_weights(checkpoint: Checkpoint, precision: str, progress: Progress) -> GPT2LMHeadModel:
+    config = checkpoint.config
+    with torch.device("meta"):
+        model = GPT2LMHeadModel._from_config(_transformers_config(config), attn_implementation="sdpa")
+    model.eval()
+    total = config.parameters
+    read = 0
+    for name, tensor in checkpoint.tensors("pt"):
+        if not torch.isfinite(tensor).all():
+            raise checkpoint.not_finite(name)
+        module_name, _, parameter = f"transformer.{name}".rpartition(".")
+        module = model.get_submodule(module_name)
+        value = tensor.to(_DTYPES[precision], copy=True)
+        setattr(module, parameter, nn.Parameter(value, requires_grad=False))
+        read += tensor.numel()
+        progress("reading weights", 0.1 + 0.85 * read / total)
+        # Quantised block by block, so that only one block is ever held in fp32.
+        if precision == "int8" and name.endswith("mlp.c_proj.bias"):
+            block = model.get_submodule(".".join(module_name.split(".")[:3]))
+            _quantise(block)
+    table = model.transformer.wte.weight
+    if precision == "int8":
+        head = nn.Linear(config.width, config.vocab_size, bias=False, device="meta")
+        head.weight = nn.Parameter(table.detach(), requires_grad=False)
+        model.lm_head = _quantise(nn.Sequential(head))[0]
+        model.transformer.wte = _Int8Embedding(table.detach())
+    else:
+        model.lm_head.weight = table  # tied
+    return model
+
+
+def _transformers_config(config: ModelConfig) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=config.vocab_size,
+        n_positions=config.context,
+        n_embd=config.width,
+        n_layer=config.layers,
+        n_head=config.heads,
+        n_inner=config.inner,
+        activation_function=config.activation,
+        layer_norm_epsilon=config.layer_norm_epsilon,
+        scale_attn_weights=config.scale_attn_weights,
+        scale_attn_by_inverse_layer_idx=config.scale_attn_by_inverse_layer_idx,
+    )
+
+
+def _quantise(module: nn.Module) -> Any:
+    """Dynamic int8, one scale for each output row, on every projection inside `module`."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                inputs, outputs = child.weight.shape
+                linear = nn.Linear(inputs, outputs, device="meta")
+                linear.weight = nn.Parameter(child.weight.t().contiguous(), requires_grad=False)
+                linear.bias = child.bias
+                setattr(parent, name, linear)
+    with warnings.catch_warnings():
+        # Deprecated in favour of torchao, which PyTorch 2.13 does not bring along.
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(
+            module,
+            {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig},
+            inplace=True,
+        )
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights and biases as they are held, scales included; a tied head once."""
+    seen: dict[int, int] = {}
+    for module in model.modules():
+        if isinstance(module, torch.ao.nn.quantized.dynamic.Linear):
+            weight = module.weight()
+            seen[id(module)] = weight.numel() + 8 * weight.shape[0]  # scale and zero point
+            bias = module.bias()
+            if bias is not None:
+                seen[id(module)] += bias.numel() * bias.element_size()
+            continue
+        for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+

@@ -1,0 +1,178 @@
+"""Prefill, decode, stop: one sequence as a small state machine, and a step over many of them.
+
+Knows nothing of threads or queues: the worker, the command line and the examples drive it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from engine.backends.base import Backend, Logits
+from engine.config import GenerationConfig
+from engine.events import Event, Finished, ModelInfo, Prefill, Started, Timings, Token
+from engine.philox import fresh_seed
+from engine.sampling import Sampler
+from engine.slots import SlotPool
+from engine.tokenizer import StreamDecoder, Tokenizer, clean_prompt
+
+PREFILL_CHUNK = 256  # tokens run between two chances to cancel
+
+
+def with_seed(config: GenerationConfig) -> GenerationConfig:
+    """The same options with a seed that can be shown: a fresh one where none was given."""
+    return config if config.seed is not None else config.replace(seed=fresh_seed())
+
+
+def fit_prompt(tokens: list[int], context: int, max_new_tokens: int) -> list[int]:
+    """The prompt's tokens, or its last ones where they leave no room for a single new token.
+
+    A prompt that is too long keeps as much as leaves room for `max_new_tokens`, but at least
+    half of the context.
+    """
+    if len(tokens) < context:
+        return tokens
+    return tokens[-max(context - max_new_tokens, context // 2, 1) :]
+
+
+class Generation:
+    """One sequence being written: what to run next, and what came of it."""
+
+    def __init__(
+        self,
+        prompt: str,
+        config: GenerationConfig,
+        tokenizer: Tokenizer,
+        model: ModelInfo,
+        *,
+        job_id: int = 0,
+        parent: int | None = None,
+        requested_at: float | None = None,
+    ) -> None:
+        """Raises PromptError for a prompt that cannot be continued."""
+        self._begun = time.perf_counter() if requested_at is None else requested_at
+        encoded = tokenizer.encode(clean_prompt(prompt))
+        self.prompt_ids = fit_prompt(encoded, model.context, config.max_new_tokens)
+        self.token_ids: list[int] = []
+        self.reason: str | None = None
+        self.slot = -1
+        self._config = with_seed(config)
+        self._sampler = Sampler(self._config)
+        self._decoder = StreamDecoder(tokenizer)
+        self._end_of_text = tokenizer.end_of_text
+        self._context = model.context
+        self._job_id = job_id
+        self._text: list[str] = []
+        self._fed = 0  # tokens in the cache
+        self._cached = 0
+        self._prefill_begun = self._begun
+        self._first_at = self._last_at = 0.0
+        self.started = Started(
+            job_id,
+            prompt=prompt,
+            config=self._config,
+            model=model,
+            prompt_tokens=len(self.prompt_ids),
+            dropped_tokens=len(encoded) - len(self.prompt_ids),
+            parent=parent,
+        )
+
+    def attach(self, slot: int, cached: int) -> None:
+        """Run in `slot`, whose cache holds the first `cached` tokens of the prompt."""
+        self.slot, self._cached, self._fed = slot, cached, cached
+        self._prefill_begun = time.perf_counter()
+
+    @property
+    def done(self) -> bool:
+        return self.reason is not None
+
+    @property
+    def held(self) -> list[int]:
+        """The tokens in the slot's cache."""
+        return [*self.prompt_ids, *self.token_ids][: self._fed]
+
+    def next_tokens(self) -> list[int]:
+        """What the backend has to run now: a chunk of the prompt, or the last token."""
+        if self._fed < len(self.prompt_ids):
+            return self.prompt_ids[self._fed : self._fed + PREFILL_CHUNK]
+        return self.token_ids[-1:]
+
+    def accept(self, logits: Logits) -> list[Event]:
+        """Take the (vocab_size,) logits after `next_tokens()` and say what came of them."""
+        self._fed += len(self.next_tokens())
+        if self._fed < len(self.prompt_ids):
+            return [Prefill(self._job_id, done=self._fed, total=len(self.prompt_ids))]
+        index = len(self.token_ids)
+        token_id = self._sampler(logits, index)
+        self._last_at = time.perf_counter()
+        if index == 0:
+            self._first_at = self._last_at
+        self.token_ids.append(token_id)
+        text = self._decoder.push(token_id)
+        self._text.append(text)
+        events: list[Event] = [Token(self._job_id, index, token_id, text, self.timings)]
+        if token_id == self._end_of_text:
+            events.append(self.finish("end_of_text"))
+        elif len(self.token_ids) >= self._config.max_new_tokens:
+            events.append(self.finish("length"))
+        elif len(self.prompt_ids) + len(self.token_ids) >= self._context:
+            events.append(self.finish("context"))
+        return events
+
+    def finish(self, reason: str) -> Finished:
+        """End here; `reason` as in events.Finished."""
+        self.reason = reason
+        self._text.append(self._decoder.finish())
+        return Finished(
+            self._job_id, reason, "".join(self._text), tuple(self.token_ids), self.timings
+        )
+
+    @property
+    def timings(self) -> Timings:
+        """Times up to the last token."""
+        if not self.token_ids:
+            now = time.perf_counter()
+            return Timings(
+                prompt_tokens=len(self.prompt_ids),
+                cached_tokens=self._cached,
+                prefill_s=now - self._prefill_begun,
+                total_s=now - self._begun,
+            )
+        return Timings(
+            prompt_tokens=len(self.prompt_ids),
+            cached_tokens=self._cached,
+            new_tokens=len(self.token_ids),
+            prefill_s=self._first_at - self._prefill_begun,
+            ttft_s=self._first_at - self._begun,
+            decode_s=self._last_at - self._first_at,
+            total_s=self._last_at - self._begun,
+        )
+
+
+def step(backend: Backend, generations: Sequence[Generation]) -> Logits:
+    """One pass of the model over all `generations`: (len(generations), vocab_size) logits."""
+    return backend.extend([g.slot for g in generations], [g.next_tokens() for g in generations])
+
+
+def generate(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: GenerationConfig,
+    *,
+    pool: SlotPool | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Continue one prompt, in this thread: Started, Prefill ..., Token ..., Finished."""
+    generation = Generation(prompt, config, tokenizer, backend.info)
+    pool = pool or SlotPool(backend, max_idle=0)
+    generation.attach(*pool.acquire(generation.prompt_ids))
+    try:
+        yield generation.started
+        while not generation.done:
+            if cancelled():
+                yield generation.finish("cancelled")
+            else:
+                yield from generation.accept(step(backend, [generation])[0])
+    finally:
+        pool.release(generation.slot, generation.held)
