@@ -1,0 +1,1 @@
+"""The window: GLFW, OpenGL and pyimgui around `app.window.state`."""

@@ -1,0 +1,387 @@
+"""The reducer: events of jobs in, what the window shows out."""
+
+from __future__ import annotations
+
+from app.window import state as st
+from app.window.state import AppState, GenerationStatus, Level, ModelStatus, Output
+from engine.config import GenerationConfig, LoadConfig
+from engine.events import (
+    Cancelled,
+    Downloaded,
+    Failed,
+    Finished,
+    Loaded,
+    Loading,
+    ModelInfo,
+    Prefill,
+    Started,
+    Timings,
+    Token,
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def model(name: str = "tiny", precision: str = "fp32", context: int = 16) -> ModelInfo:
+    return ModelInfo(
+        name, f"/m/{name}", "torch", precision, 2, 1000, 2, 8, 2, context, 300, 4000, 4000, "ab"
+    )
+
+
+def timings(count: int, total_s: float) -> Timings:
+    return Timings(prompt_tokens=3, new_tokens=count, ttft_s=0.1, total_s=total_s)
+
+
+def ready(prompt: str = "The sun") -> AppState:
+    state = AppState(prompt=prompt, clock=Clock())
+    state.request_load()
+    state.take_intents()
+    state.bind_load(1)
+    state.apply(Loaded(1, model()))
+    return state
+
+
+def start(state: AppState, job: int = 2, seed: int = 7) -> None:
+    assert state.generate()
+    [intent] = [i for i in state.take_intents() if isinstance(i, st.Generate)]
+    state.bind_generation(job)
+    config = intent.config.replace(seed=seed)
+    state.apply(Started(job, intent.prompt, config, model(), 3, 0))
+
+
+def write(state: AppState, job: int, *texts: str) -> None:
+    first = len(state.output.token_ids)
+    for index, text in enumerate(texts, first):
+        state.apply(Token(job, index, 50 + index, text, timings(index + 1, 0.1 * (index + 1))))
+
+
+def test_load_shows_stage_and_fraction_then_the_model() -> None:
+    state = AppState(clock=Clock())
+    assert state.model_status is ModelStatus.NONE
+    state.request_load(LoadConfig(model="tiny", precision="int8"))
+    assert state.take_intents() == [st.LoadModel(LoadConfig(model="tiny", precision="int8"))]
+    state.bind_load(1)
+    state.apply(Loading(1, "tiny", "reading weights", 0.4))
+    assert state.model_status is ModelStatus.LOADING
+    assert state.load is not None and (state.load.stage, state.load.fraction) == (
+        "reading weights",
+        0.4,
+    )
+    state.apply(Loaded(1, model(precision="int8")))
+    assert state.model_status is ModelStatus.READY
+    assert state.selection_is_loaded
+
+
+def test_failed_load_keeps_the_old_model_and_shows_a_banner() -> None:
+    state = ready()
+    state.request_load(LoadConfig(model="/nowhere"))
+    state.bind_load(5)
+    state.apply(Failed(5, "no config.json in /nowhere; give a GPT-2 folder", "CheckpointError"))
+    assert state.model == model()
+    assert state.model_status is ModelStatus.READY
+    assert not state.selection_is_loaded
+    [banner] = state.banners
+    assert (banner.level, banner.kind) == (Level.ERROR, "CheckpointError")
+    state.dismiss(banner.id)
+    assert state.banners == []
+
+
+def test_failed_first_load_is_a_status_of_its_own() -> None:
+    state = AppState(prompt="x", clock=Clock())
+    state.request_load()
+    state.bind_load(1)
+    state.apply(Failed(1, "broken", detail="Traceback"))
+    assert state.model_status is ModelStatus.FAILED
+    assert state.banners[0].detail == "Traceback"
+    assert not state.can_generate and "Load a model" in state.why_not_generate
+
+
+def test_streaming_builds_text_spans_and_the_seed_shown() -> None:
+    state = ready()
+    start(state, seed=4711)
+    assert state.generation is GenerationStatus.PREFILL
+    assert state.last_seed == 4711
+    state.apply(Prefill(2, 1, 3))
+    assert state.prefill == (1, 3)
+    write(state, 2, " sets", "", " on")
+    assert state.generation is GenerationStatus.STREAMING
+    assert state.output.full_text == "The sun sets on"
+    assert state.output.spans == [(0, 5), (5, 5), (5, 8)]
+    state.apply(Finished(2, "length", " sets on\ufffd", (50, 51, 52), timings(3, 0.3)))
+    assert state.generation is GenerationStatus.IDLE
+    assert state.output.text == " sets on\ufffd"
+    assert state.output.spans[-1] == (5, 9)
+    assert state.output.reason == "length"
+    assert state.output.timings.total_s == 0.3
+
+
+def test_live_rate_is_that_of_the_last_tokens() -> None:
+    state = ready()
+    start(state)
+    write(state, 2, *"abcd")
+    assert abs(state.live_rate - 10.0) < 1e-6
+    assert len(state.series) == 3
+    for index in range(4, 20):
+        state.apply(Token(2, index, 1, "x", timings(index + 1, 0.4 + (index - 3) * 0.05)))
+    assert abs(state.live_rate - 20.0) < 1e-6
+
+
+def test_events_of_a_replaced_job_never_reach_the_view() -> None:
+    state = ready()
+    start(state, job=2)
+    write(state, 2, " old")
+    state.edit_prompt("A new prompt")
+    start(state, job=3)
+    assert not state.apply(Token(2, 1, 9, " stale", timings(2, 1.0)))
+    assert not state.apply(Finished(2, "cancelled", " old stale", (1, 2), timings(2, 1.0)))
+    assert not state.apply(Failed(2, "stale failure"))
+    write(state, 3, " new")
+    assert state.output.full_text == "A new prompt new"
+    assert state.generation is GenerationStatus.STREAMING
+    assert state.banners == []
+
+
+def test_replacing_stops_the_running_job_first() -> None:
+    state = ready()
+    start(state)
+    state.edit_prompt("Another")
+    assert state.generate()
+    assert [type(i) for i in state.take_intents()] == [st.StopGeneration, st.Generate]
+    assert not state.apply(Token(2, 0, 1, "late", timings(1, 0.1)))
+
+
+def test_second_enter_on_the_same_prompt_does_nothing() -> None:
+    state = ready()
+    assert state.generate()
+    assert not state.generate()
+    assert len(state.take_intents()) == 1
+
+
+def test_stop_keeps_the_partial_text() -> None:
+    state = ready()
+    start(state)
+    write(state, 2, " sets", " on")
+    assert state.stop()
+    assert state.stop()  # the second Esc adds nothing
+    assert state.take_intents() == [st.StopGeneration()]
+    state.apply(Finished(2, "cancelled", " sets on", (50, 51), timings(2, 0.2)))
+    assert state.output.full_text == "The sun sets on"
+    assert state.output.reason == "cancelled"
+    assert not state.running
+    assert not state.stop()
+
+
+def test_failure_while_streaming_keeps_the_text_and_frees_the_button() -> None:
+    state = ready()
+    start(state)
+    write(state, 2, " sets")
+    state.apply(Failed(2, "out of memory; choose int8", "OutOfMemoryError"))
+    assert state.output.full_text == "The sun sets"
+    assert state.output.reason == "failed"
+    assert not state.running
+    assert state.banners[0].kind == "OutOfMemoryError"
+
+
+def test_failure_before_the_start_keeps_the_text_shown_before() -> None:
+    state = ready()
+    start(state)
+    write(state, 2, " sets")
+    state.apply(Finished(2, "length", " sets", (50,), timings(1, 0.1)))
+    state.edit_prompt("\x00")
+    state.generate()
+    state.bind_generation(3)
+    state.apply(Failed(3, "the prompt is empty", "PromptError"))
+    assert state.output.full_text == "The sun sets"
+    assert state.output.reason == "length"
+
+
+def test_a_prompt_sent_while_the_model_loads_waits_for_it() -> None:
+    state = AppState(prompt="The sun", clock=Clock())
+    state.request_load()
+    state.take_intents()
+    state.bind_load(1)
+    assert state.generate()
+    assert state.generation is GenerationStatus.WAITING
+    assert state.take_intents() == []
+    state.apply(Loaded(1, model()))
+    [intent] = state.take_intents()
+    assert isinstance(intent, st.Generate) and intent.prompt == "The sun"
+    assert state.running
+
+
+def test_a_waiting_prompt_can_be_given_up_or_falls_with_the_load() -> None:
+    state = AppState(prompt="The sun", clock=Clock())
+    state.request_load()
+    state.bind_load(1)
+    state.take_intents()
+    state.generate()
+    state.stop()
+    assert not state.running
+    state.generate()
+    state.apply(Failed(1, "broken"))
+    assert not state.running
+    assert state.take_intents() == []
+
+
+def test_loading_stops_the_text_under_way() -> None:
+    state = ready()
+    start(state)
+    state.request_load(LoadConfig(model="other"))
+    assert [type(i) for i in state.take_intents()] == [st.StopGeneration, st.LoadModel]
+    state.apply(Finished(2, "cancelled", "", (), Timings()))
+    assert not state.running
+
+
+def test_second_load_replaces_the_first() -> None:
+    state = ready()
+    state.request_load(LoadConfig(model="a"))
+    state.bind_load(8)
+    state.request_load(LoadConfig(model="b"))
+    assert [type(i) for i in state.take_intents()] == [st.LoadModel, st.CancelLoad, st.LoadModel]
+    state.bind_load(9)
+    assert not state.apply(Loading(8, "a", "reading", 0.9))
+    assert not state.apply(Cancelled(8))
+    assert state.load is not None and state.load.model == "b"
+    state.apply(Loaded(9, model("b")))
+    assert state.model == model("b")
+
+
+def test_a_load_whose_cancel_came_too_late_is_the_model_in_memory() -> None:
+    state = ready()
+    state.request_load(LoadConfig(model="a"))
+    state.bind_load(8)
+    state.request_load(LoadConfig(model="bad"))
+    state.bind_load(9)
+    state.apply(Loaded(8, model("a")))
+    assert state.model_status is ModelStatus.LOADING
+    state.apply(Failed(9, "broken"))
+    assert state.model == model("a")
+
+
+def test_cancelled_load_keeps_the_model_without_a_banner() -> None:
+    state = ready()
+    state.request_load(LoadConfig(model="big"))
+    state.bind_load(4)
+    state.take_intents()
+    state.cancel_load()
+    state.cancel_load()
+    assert state.take_intents() == [st.CancelLoad()]
+    state.apply(Cancelled(4))
+    assert (state.model_status, state.banners) == (ModelStatus.READY, [])
+
+
+def test_download_progress_end_and_cancel() -> None:
+    state = ready()
+    state.request_download("gpt2")
+    state.request_download("gpt2")
+    assert state.take_intents() == [st.DownloadModel("gpt2")]
+    state.bind_download("gpt2", 6)
+    state.apply(Loading(6, "gpt2", "downloading", 0.5))
+    assert state.downloads["gpt2"].fraction == 0.5
+    assert state.model_status is ModelStatus.READY  # a download is no load
+    state.cancel_download("gpt2")
+    assert state.take_intents() == [st.CancelDownload("gpt2")]
+    state.apply(Cancelled(6))
+    assert state.downloads == {} and state.models_changed == 1 and state.banners == []
+    state.request_download("gpt2")
+    state.bind_download("gpt2", 7)
+    state.apply(Downloaded(7, "gpt2"))
+    assert state.downloads == {} and state.banners[0].level is Level.INFO
+
+
+def test_again_draws_a_fresh_seed_even_where_one_is_fixed() -> None:
+    state = ready()
+    state.decoding = GenerationConfig(seed=5)
+    start(state)
+    assert state.again()
+    *_, intent = state.take_intents()
+    assert isinstance(intent, st.Generate) and intent.config.seed is None
+    assert state.decoding.seed == 5
+
+
+def test_continue_makes_the_output_the_prompt_and_names_its_parent() -> None:
+    state = ready()
+    start(state)
+    write(state, 2, " sets")
+    assert not state.continue_from_here()  # not in the middle
+    state.apply(Finished(2, "length", " sets", (50,), timings(1, 0.1)))
+    state.output.node = 33
+    version = state.prompt_version
+    assert state.continue_from_here()
+    [intent] = state.take_intents()
+    assert isinstance(intent, st.Generate)
+    assert (intent.prompt, intent.parent) == ("The sun sets", 33)
+    assert state.prompt == "The sun sets" and state.prompt_version == version + 1
+    state.bind_generation(3)
+    state.apply(Finished(3, "length", "", (), Timings()))
+    state.edit_prompt("Something else")
+    state.generate()
+    [intent] = state.take_intents()
+    assert isinstance(intent, st.Generate) and intent.parent is None
+
+
+def test_restore_brings_text_settings_and_seed_and_stops_what_runs() -> None:
+    state = ready()
+    start(state)
+    config = GenerationConfig(temperature=0.3, seed=99)
+    state.restore(Output(prompt="Once", text=" upon", config=config, reason="length"))
+    assert state.take_intents() == [st.StopGeneration()]
+    assert not state.apply(Token(2, 0, 1, "late", timings(1, 0.1)))
+    assert state.output.full_text == "Once upon"
+    assert (state.prompt, state.decoding, state.last_seed) == ("Once", config, 99)
+
+
+def test_reuse_seed() -> None:
+    state = ready()
+    state.reuse_seed()
+    assert state.decoding.seed is None
+    start(state, seed=12)
+    state.reuse_seed()
+    assert state.decoding.seed == 12
+
+
+def test_overflow_counts_what_the_context_cannot_hold() -> None:
+    state = ready()
+    assert state.overflow == 0
+    state.prompt_tokens = 15
+    assert state.overflow == 0  # 15 + the first new token fill the context of 16
+    state.prompt_tokens = 18
+    assert state.overflow == 3
+
+
+def test_slow_prefill_and_eta() -> None:
+    state = ready()
+    start(state)
+    assert not state.slow_prefill()
+    clock = state.clock
+    assert isinstance(clock, Clock)
+    clock.now += 0.31
+    assert state.slow_prefill()
+    progress = st.Progress(1, "x", "reading", 0.25, started=10.0)
+    assert progress.eta(10.1) is None
+    assert progress.eta(12.0) == 6.0
+
+
+def test_the_same_message_is_one_banner_and_old_ones_give_way() -> None:
+    state = AppState()
+    state.notify(Level.ERROR, "same")
+    state.notify(Level.ERROR, "same")
+    assert len(state.banners) == 1
+    for index in range(10):
+        state.notify(Level.WARNING, f"message {index}")
+    assert len(state.banners) == st.MAX_BANNERS
+    assert state.banners[-1].message == "message 9"
+
+
+def test_why_not_generate() -> None:
+    state = AppState()
+    assert "Type" in state.why_not_generate
+    state.edit_prompt("x")
+    assert "Load a model" in state.why_not_generate
+    assert not state.generate() and not state.again() and state.take_intents() == []
