@@ -167,12 +167,19 @@ def generate(
     generation = Generation(prompt, config, tokenizer, backend.info)
     pool = pool or SlotPool(backend, max_idle=0)
     generation.attach(*pool.acquire(generation.prompt_ids))
+    sound = True  # whether the slot's cache is what `held` says
     try:
         yield generation.started
         while not generation.done:
             if cancelled():
                 yield generation.finish("cancelled")
-            else:
-                yield from generation.accept(step(backend, [generation])[0])
+                break
+            sound = False
+            logits = step(backend, [generation])[0]
+            sound = True
+            yield from generation.accept(logits)
     finally:
-        pool.release(generation.slot, generation.held)
+        if sound:
+            pool.release(generation.slot, generation.held)
+        else:
+            backend.close(generation.slot)
