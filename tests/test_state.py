@@ -352,7 +352,8 @@ def test_overflow_counts_what_the_context_cannot_hold() -> None:
     state.prompt_tokens = 15
     assert state.overflow == 0  # 15 + the first new token fill the context of 16
     state.prompt_tokens = 18
-    assert state.overflow == 3
+    state.decoding = GenerationConfig(max_new_tokens=4)
+    assert state.overflow == 6  # 12 stay, so that 4 can follow
 
 
 def test_slow_prefill_and_eta() -> None:

@@ -14,8 +14,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 from engine.config import GenerationConfig, LoadConfig
+from engine.decoding import fit_prompt
 from engine.events import (
     Downloaded,
     Event,
@@ -152,6 +154,12 @@ class Output:
         return self.prompt + self.text
 
 
+@lru_cache(maxsize=8)
+def _dropped(tokens: int, context: int, max_new_tokens: int) -> int:
+    """How many of a prompt's tokens the engine drops: its own rule, asked and not repeated."""
+    return tokens - len(fit_prompt([0] * tokens, context, max_new_tokens))
+
+
 class AppState:
     """Everything the panels draw from. Used from the window's thread only."""
 
@@ -227,10 +235,10 @@ class AppState:
 
     @property
     def overflow(self) -> int:
-        """Prompt tokens that do not fit: one place is kept for the first new token."""
+        """Tokens of the prompt's beginning that will be dropped because it is too long."""
         if self.prompt_tokens is None or self.context is None:
             return 0
-        return max(0, self.prompt_tokens - (self.context - 1))
+        return _dropped(self.prompt_tokens, self.context, self.decoding.max_new_tokens)
 
     @property
     def live_rate(self) -> float:
