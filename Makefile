@@ -1,0 +1,35 @@
+# Every target sets up what it needs first: see scripts/setup.sh. `make help` lists them.
+
+PY := .venv/bin/python
+export PYTHON TORCH_INDEX
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow check clean
+
+help: ## list the targets
+	@awk -F ': ## ' '/^[a-z-]+: ## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  Variables: ARGS="..." is passed on to the program (run) or to pytest (test, test-slow);'
+	@echo '  TORCH_INDEX=URL takes PyTorch from that package index; PYTHON=PATH names a Python 3.11.'
+
+run: ## open the window, or run a command: make run ARGS="generate --help"
+	@scripts/setup.sh run
+	@$(PY) main.py $(ARGS)
+
+test: ## run every test but the slow ones, the real window included
+	@scripts/setup.sh dev
+	@$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-slow: ## run the slow tests
+	@scripts/setup.sh dev
+	@$(PY) -m pytest -m slow $(ARGS) || { \
+	    status=$$?; [ $$status -eq 5 ] || exit $$status; \
+	    echo "There is no slow test: nothing was run."; }
+
+check: ## lint (ruff) and type-check (mypy)
+	@scripts/setup.sh dev
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+clean: ## remove caches and build products (not .venv)
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
