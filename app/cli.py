@@ -1,0 +1,202 @@
+"""The command line: parses, then imports only what the chosen command needs.
+
+Options come from their declarations in engine/config.py and are accepted with dashes or
+underscores. Expected failures are one line on standard error and exit status 1 (2 for bad usage).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine import __version__
+from engine.config import GenerationConfig, LoadConfig, Option, Options
+from engine.errors import ConfigError, EngineError
+
+DESCRIPTION = """\
+Explore, use and measure GPT-2 on an ordinary computer. Without a command the window opens.
+
+What GPT-2 writes is unfiltered, often biased, and made up: treat nothing of it as fact.
+"""
+
+
+def _with_dashes(argument: str) -> str:
+    """`--max_new_tokens=5` as `--max-new-tokens=5`; anything else as it is."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _parser_of(option: Option) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return option.parse(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
+    """Add every declared option of a class; those not given stay out of the namespace."""
+    group = parser.add_argument_group(
+        {"LoadConfig": "model", "GenerationConfig": "writing"}.get(options.__name__, "options")
+    )
+    for name, option in options.options().items():
+        default = "auto" if option.default is None else option.default
+        typical = f"; typical: {option.typical}" if option.typical else ""
+        group.add_argument(
+            option.flag,
+            dest=name,
+            type=_parser_of(option),
+            default=argparse.SUPPRESS,
+            metavar="|".join(option.choices) if option.choices else option.kind.__name__.upper(),
+            help=f"{option.help} ({option.range_text}{typical}; default: {default})".replace(
+                "%", "%%"
+            ),
+        )
+
+
+def chosen(args: argparse.Namespace, options: type[Options]) -> dict[str, Any]:
+    """The options of a class that were given on the command line."""
+    return {name: getattr(args, name) for name in options.options() if hasattr(args, name)}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="log what happens to standard error too",
+    )
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"GPT-2 Workbench {__version__}")
+    add_options(parser, LoadConfig)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=help, description=help, parents=[common], allow_abbrev=False
+        )
+
+    generate = add("generate", "continue one prompt or many")
+    source = generate.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--prompt",
+        action="append",
+        help="the beginning of the text; - reads it from standard input; may be repeated",
+    )
+    source.add_argument(
+        "--prompts-file", type=Path, help="one prompt a line; writes one JSON object a line"
+    )
+    generate.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of the text"
+    )
+    generate.add_argument(
+        "--no-history", action="store_true", help="do not keep the text in the history"
+    )
+    add_options(generate, LoadConfig)
+    add_options(generate, GenerationConfig)
+
+    models = add("models", "list, download and remove models")
+    actions = models.add_subparsers(dest="action", metavar="ACTION")
+    listing = actions.add_parser("list", help="list the models (the default)")
+    for p in (models, listing):
+        p.add_argument("--json", action="store_true", help="as JSON")
+    fetch = actions.add_parser("download", help="fetch a model from the Hugging Face hub")
+    fetch.add_argument("name", help="distilgpt2, gpt2, gpt2-medium, gpt2-large or gpt2-xl")
+    remove = actions.add_parser("remove", help="delete a downloaded model")
+    remove.add_argument("name")
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+
+    quality = add("quality", "measure bits per byte and perplexity of a model on a text")
+    quality.add_argument(
+        "--text", type=Path, required=True, help="a text or JSON-lines file (.xz and .gz too)"
+    )
+    quality.add_argument("--limit", type=int, help="score only the first LIMIT documents")
+    quality.add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(quality, LoadConfig)
+
+    diagnostics = add("diagnostics", "show versions, hardware, folders and the last errors")
+    diagnostics.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the program with these arguments; returns the exit status."""
+    parser = build_parser()
+    args = parser.parse_args([_with_dashes(a) for a in argv])
+    from app import logs
+
+    logs.configure(verbose=getattr(args, "verbose", False))
+    try:
+        return _dispatch(args)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        return 0
+
+
+def _dispatch(args: argparse.Namespace) -> int:
+    if args.command is None:
+        return _window(LoadConfig.from_mapping(chosen(args, LoadConfig)), chosen(args, LoadConfig))
+    if args.command == "generate":
+        from app.generate_command import generate_command
+
+        return generate_command(
+            args,
+            LoadConfig.from_mapping(chosen(args, LoadConfig)),
+            GenerationConfig.from_mapping(chosen(args, GenerationConfig)),
+        )
+    if args.command == "models":
+        from app import models_command
+
+        if args.action == "download":
+            return models_command.download_command(args.name)
+        if args.action == "remove":
+            return models_command.remove_command(args.name, yes=args.yes)
+        return models_command.list_command(json=args.json)
+    if args.command == "quality":
+        from app.quality_command import quality_command
+
+        return quality_command(args, LoadConfig.from_mapping(chosen(args, LoadConfig)))
+    from app import diagnostics
+
+    if args.json:
+        import json
+
+        print(json.dumps(diagnostics.collect(), indent=2, default=str))
+    else:
+        print(diagnostics.report())
+    return 0
+
+
+def _window(config: LoadConfig, given: dict[str, Any]) -> int:
+    """The window, or the terminal's prompt loop where no window can be opened."""
+    from app.window.errors import NoDisplayError
+
+    try:
+        from app.window.main_window import run_window
+
+        return run_window(given)
+    except NoDisplayError as error:
+        from app.terminal import prompt_loop
+
+        return prompt_loop(config, str(error))

@@ -1,0 +1,18 @@
+"""GPT-2 Workbench: `python main.py` opens the window, `python main.py COMMAND` is the command line."""
+
+import sys
+
+
+def main() -> int:
+    """Run the program; returns the exit status."""
+    if sys.version_info[:2] != (3, 11):
+        version = ".".join(map(str, sys.version_info[:2]))
+        print(f"GPT-2 Workbench needs Python 3.11, this is {version}; see README.md", file=sys.stderr)
+        return 2
+    from app.cli import run
+
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
