@@ -1,0 +1,112 @@
+"""Model folders of the user's own: those opened by path, remembered, and the fine-tunes.
+
+The list of remembered folders is `models.json` in the config folder. A folder in it that does not
+exist at the moment (a drive that is not plugged in) is kept but not listed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from engine import paths
+from engine.checkpoint import ModelConfig, read_config, weight_files
+from engine.errors import EngineError, StorageError
+
+_LIST_FILE = "models.json"
+_FILES_OF_A_FOLDER = {".safetensors", ".json", ".txt"}
+
+
+def fine_tunes_dir() -> Path:
+    """Where models trained by this program lie, one folder each."""
+    return paths.data_dir() / "models"
+
+
+def open_folder(path: Path) -> tuple[Path, ModelConfig]:
+    """The absolute model folder that a path means, and its shape.
+
+    A file of a model folder (`model.safetensors`, `config.json`) stands for its folder. Raises
+    ModelNotFoundError or CheckpointError where it is no GPT-2 folder with safetensors weights.
+    """
+    folder = Path(os.path.abspath(path.expanduser()))
+    if folder.is_file() and folder.suffix in _FILES_OF_A_FOLDER:
+        folder = folder.parent
+    shape = read_config(folder)
+    weight_files(folder)
+    return folder, shape
+
+
+def fine_tunes() -> list[tuple[Path, ModelConfig]]:
+    """The sound folders among the fine-tunes, by name."""
+    folder = fine_tunes_dir()
+    return _sound(sorted(folder.iterdir())) if folder.is_dir() else []
+
+
+def remembered() -> list[tuple[Path, ModelConfig]]:
+    """The sound folders that were opened by path before, latest first."""
+    return _sound(_read_list())
+
+
+def remember(path: Path) -> Path:
+    """Put a model folder first in the list; raises as `open_folder`, and StorageError."""
+    folder, _ = open_folder(path)
+    if folder.parent != fine_tunes_dir() and folder != paths.verse_dir():
+        _write_list([folder, *(other for other in _read_list() if other != folder)])
+    return folder
+
+
+def forget(path: Path) -> bool:
+    """Take a folder off the list, leaving its files alone; False where it was not on it."""
+    folder = Path(os.path.abspath(path.expanduser()))
+    folders = _read_list()
+    if folder not in folders:
+        return False
+    _write_list([other for other in folders if other != folder])
+    return True
+
+
+def _sound(folders: list[Path]) -> list[tuple[Path, ModelConfig]]:
+    found = []
+    for folder in folders:
+        try:
+            found.append(open_folder(folder))
+        except EngineError:
+            continue
+    return found
+
+
+def _read_list() -> list[Path]:
+    path = paths.config_dir() / _LIST_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        names = data["folders"]
+        return [Path(name) for name in names if isinstance(name, str) and "\0" not in name]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror or error}; check its permissions"
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        # Set aside rather than overwritten: a person may still read paths out of it.
+        os.replace(path, path.with_suffix(".json.corrupt"))
+        return []
+
+
+def _write_list(folders: list[Path]) -> None:
+    path = paths.config_dir() / _LIST_FILE
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        text = json.dumps({"folders": [str(folder) for folder in folders]}, indent=1)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}; free some space or check its "
+            "permissions"
+        ) from error

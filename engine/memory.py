@@ -1,0 +1,191 @@
+"""How much memory a model needs, how much there is, and whether the one fits into the other.
+
+The estimates follow how the backends hold a model; the free memory is what the operating system
+*and* the control group (a container's limit) leave. All sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.checkpoint import ModelConfig
+from engine.config import PRECISIONS
+from engine.errors import ConfigError, OutOfMemoryError
+
+_MB = 1_000_000
+# What a backend's libraries occupy before any weight is read.
+_OVERHEAD = {"torch": 350 * _MB}
+_OVERHEAD_OTHERS = 150 * _MB
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+_CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of a model in memory, the cache filled to the whole context."""
+
+    weights: int
+    kv_cache: int
+    overhead: int
+    peak_while_loading: int  # overhead included, no cache yet
+
+    @property
+    def running(self) -> int:
+        """Bytes once loaded, with a full context."""
+        return self.weights + self.kv_cache + self.overhead
+
+    @property
+    def needed(self) -> int:
+        """Bytes that must be free for the model to be loaded and used."""
+        return max(self.running, self.peak_while_loading)
+
+
+def estimate_bytes(
+    shape: ModelConfig, precision: str = "fp32", backend: str = "torch"
+) -> MemoryEstimate:
+    """What a model of this shape will occupy. Raises ConfigError on an unknown precision."""
+    table = shape.vocab_size * shape.width
+    block = (shape.parameters - table - shape.context * shape.width) // max(1, shape.layers)
+    overhead = _OVERHEAD.get(backend, _OVERHEAD_OTHERS)
+    if precision == "int8":
+        weights = _int8_weights(shape)
+        # The embedding waits in fp32 until the end; blocks are quantised one at a time.
+        in_passing = 4 * table + 2 * 4 * block
+    elif precision in ("fp32", "bf16"):
+        weights = shape.parameters * (4 if precision == "fp32" else 2)
+        in_passing = 4 * max(table, block)  # the tensor being checked and converted
+    else:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    value_bytes = 2 if precision == "bf16" else 4
+    return MemoryEstimate(
+        weights=weights,
+        kv_cache=2 * shape.layers * shape.context * shape.width * value_bytes,
+        overhead=overhead,
+        peak_while_loading=weights + in_passing + overhead,
+    )
+
+
+def _int8_weights(shape: ModelConfig) -> int:
+    """Matrices in int8 with a scale and zero point a row; embedding and head apart; rest fp32."""
+    width, inner = shape.width, shape.inner
+    matrices = shape.layers * (4 * width * width + 2 * width * inner)
+    rows = shape.layers * (3 * width + width + inner + width)
+    table = shape.vocab_size * width
+    rest = shape.parameters - matrices - table
+    return matrices + 8 * rows + 2 * table + 12 * shape.vocab_size + 4 * rest
+
+
+def check_fits(
+    shape: ModelConfig, precision: str, backend: str = "torch", available: int | None = None
+) -> MemoryEstimate:
+    """The estimate, if that much memory is free now; OutOfMemoryError with the numbers if not."""
+    estimate = estimate_bytes(shape, precision, backend)
+    free = available_bytes() if available is None else available
+    # The libraries count once: what is imported already is gone from the free memory.
+    loaded = estimate.overhead if backend in sys.modules else 0
+    needed = estimate.needed - loaded
+    if needed <= free:
+        return estimate
+    smaller = [
+        other
+        for other in PRECISIONS
+        if estimate_bytes(shape, other, backend).needed - loaded <= free
+    ]
+    remedy = f"take precision {smaller[0]}" if smaller else "take a smaller model"
+    raise OutOfMemoryError(
+        f"not enough memory: the model needs about {human_bytes(needed)} in {precision} and "
+        f"{human_bytes(free)} are free; {remedy} or close other programs"
+    )
+
+
+def available_bytes(
+    cgroup_root: Path = _CGROUP_ROOT, cgroup_membership: Path = _CGROUP_MEMBERSHIP
+) -> int:
+    """Memory that can be taken now without swapping, control-group limits honoured."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for folder, limit_file, usage_file, cache_key in _cgroup_folders(
+        cgroup_root, cgroup_membership
+    ):
+        limit = _read_int(folder / limit_file)
+        usage = _read_int(folder / usage_file)
+        if limit is not None and usage is not None:
+            # File pages count as used but are given up when memory is wanted.
+            free = min(free, limit - usage + _stat_value(folder / "memory.stat", cache_key))
+    return max(0, free)
+
+
+def _cgroup_folders(root: Path, membership: Path) -> list[tuple[Path, str, str, str]]:
+    """(folder, limit file, usage file, cache key) from this process's group up to the root."""
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    found = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers == "":
+            base, files = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # Inside a container the path may be the host's, of which only the root is visible.
+        folder = base.joinpath(*[part for part in group.split("/") if part not in ("", "..")])
+        for candidate in (folder, *folder.parents):
+            found.append((candidate, *files))
+            if candidate == base:
+                break
+    return found
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # absent, or "max"
+        return None
+
+
+def _stat_value(path: Path, key: str) -> int:
+    try:
+        for line in path.read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(" ")
+            if name == key:
+                return int(value)
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def resident_bytes() -> int:
+    """Memory that this process occupies now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes() -> int:
+    """The most that this process has occupied so far."""
+    import psutil
+
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def human_bytes(count: float) -> str:
+    """Three digits and a decimal unit, as disks and the hub count: 548 MB, 1.52 GB."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while abs(count) >= 999.5 and len(units) > 1:
+        count /= 1000
+        del units[0]
+    decimals = 0 if units[0] == "B" or abs(count) >= 99.95 else 1 if abs(count) >= 9.995 else 2
+    return f"{count:.{decimals}f} {units[0]}"
