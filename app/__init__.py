@@ -1,1 +1,1 @@
-"""The program around the engine: window, command line, settings."""
+"""The program around the engine: command line, HTTP server and window."""

@@ -1,1 +1,1 @@
-"""The window: GLFW, OpenGL and pyimgui around `app.window.state`."""
+"""The desktop window: GLFW and OpenGL 3.3, drawn with pyimgui."""
