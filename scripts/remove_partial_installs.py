@@ -15,9 +15,7 @@ from pathlib import Path
 def remove_partial_installs(site_packages: Path) -> list[str]:
     """Delete half-written packages' metadata and pip's leftovers; return the names deleted."""
     unrecorded = [
-        folder
-        for folder in site_packages.glob("*.dist-info")
-        if not (folder / "RECORD").is_file()
+        folder for folder in site_packages.glob("*.dist-info") if not (folder / "RECORD").is_file()
     ]
     leftovers = [entry for entry in site_packages.glob("~*") if entry.is_dir()]
     for folder in unrecorded + leftovers:
