@@ -66,7 +66,7 @@ class Option:
         if self.choices and value not in self.choices:
             raise self._refusal(value)
         if self.kind in (int, float) and (
-            not math.isfinite(value)
+            (self.kind is float and not math.isfinite(value))
             or (self.minimum is not None and value < self.minimum)
             or (self.maximum is not None and value > self.maximum)
         ):

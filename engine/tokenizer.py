@@ -84,6 +84,7 @@ class StreamDecoder:
 def _open(folder: Path) -> Any:
     from tokenizers import ByteLevelBPETokenizer
     from tokenizers import Tokenizer as Inner
+    from tokenizers.models import BPE
 
     try:
         if (folder / "tokenizer.json").is_file():
@@ -92,9 +93,8 @@ def _open(folder: Path) -> Any:
             tokenizer.no_truncation()
             return tokenizer
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return ByteLevelBPETokenizer(
-                str(folder / "vocab.json"), str(folder / "merges.txt")
-            )._tokenizer
+            vocab, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+            return ByteLevelBPETokenizer(vocab, merges)._tokenizer
     except Exception as error:  # the library raises plain Exception for damaged files
         raise CheckpointError(
             f"the tokenizer in {folder} is damaged ({error}); fetch the model again"

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,9 +113,7 @@ def write_tokens(documents: list[str], tokenizer_dir: Path, path: Path, seed: in
     """Encode the documents in a shuffled order into one file of uint16; returns their UTF-8 bytes."""
     from tokenizers import ByteLevelBPETokenizer
 
-    tokenizer = ByteLevelBPETokenizer(
-        str(tokenizer_dir / "vocab.json"), str(tokenizer_dir / "merges.txt")
-    )
+    tokenizer = ByteLevelBPETokenizer(*_read_bpe(tokenizer_dir))
     end = tokenizer.token_to_id(END_OF_TEXT)
     order = np.random.default_rng(seed).permutation(len(documents))
     ids: list[int] = []
@@ -125,6 +124,14 @@ def write_tokens(documents: list[str], tokenizer_dir: Path, path: Path, seed: in
     np.asarray(ids, np.uint16).tofile(temporary)
     os.replace(temporary, path)
     return sum(len(d.encode()) for d in documents)
+
+
+def _read_bpe(folder: Path) -> tuple[Any, Any]:
+    """Vocabulary and merges as the tokenizers library takes them."""
+    from tokenizers.models import BPE
+
+    vocab, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    return vocab, merges
 
 
 def prepare(corpus: Path, valid: Path, work: Path, recipe: Recipe, tokenizer: Path | None) -> None:
@@ -256,7 +263,7 @@ def load_state(
 
 def export(model: GPT2LMHeadModel, tokenizer_dir: Path, out: Path) -> None:
     """Write a Hugging Face folder: fp16 safetensors, config, tokenizer."""
-    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers import AddedToken, ByteLevelBPETokenizer
 
     out.mkdir(parents=True, exist_ok=True)
     half = GPT2LMHeadModel(model.config)
@@ -264,9 +271,9 @@ def export(model: GPT2LMHeadModel, tokenizer_dir: Path, out: Path) -> None:
     half.half().save_pretrained(out)
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(tokenizer_dir / name, out / name)
-    ByteLevelBPETokenizer(str(out / "vocab.json"), str(out / "merges.txt")).save(
-        str(out / "tokenizer.json")
-    )
+    tokenizer = ByteLevelBPETokenizer(*_read_bpe(out))
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=True, special=True)])
+    tokenizer.save(str(out / "tokenizer.json"))
     (out / "tokenizer_config.json").write_text(
         json.dumps(
             {

@@ -1,0 +1,79 @@
+"""The one declaration of options: checking, parsing, building."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from engine.config import GenerationConfig, LoadConfig
+from engine.errors import ConfigError
+
+
+def test_defaults_are_the_declared_ones() -> None:
+    config = GenerationConfig()
+    for name, option in GenerationConfig.options().items():
+        assert getattr(config, name) == option.default
+        assert option.help and option.label
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("max_new_tokens", -1),
+        ("max_new_tokens", True),
+        ("max_new_tokens", "5"),
+        ("max_new_tokens", 2.5),
+        pytest.param("max_new_tokens", 10**5000, id="huge"),
+        ("temperature", 0.0),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        pytest.param("temperature", 10**400, id="huge-float"),
+        ("top_p", 1.5),
+        ("top_k", -1),
+        ("decoding", "guess"),
+        ("decoding", None),
+        ("seed", -1),
+        ("seed", 2**63),
+    ],
+)
+def test_values_outside_the_range_are_refused_with_the_range(name: str, value: object) -> None:
+    option = GenerationConfig.options()[name]
+    with pytest.raises(ConfigError) as caught:
+        GenerationConfig.from_mapping({name: value})
+    assert name in str(caught.value)
+    assert option.range_text in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+def test_a_whole_number_serves_as_a_float_but_is_stored_as_one() -> None:
+    value = GenerationConfig(temperature=1).temperature
+    assert value == 1.0
+    assert isinstance(value, float)
+
+
+def test_unknown_names_are_refused_unless_ignored() -> None:
+    with pytest.raises(ConfigError, match="unknown option 'colour'"):
+        GenerationConfig.from_mapping({"colour": 1})
+    assert GenerationConfig.from_mapping({"colour": 1}, ignore_unknown=True) == GenerationConfig()
+
+
+def test_text_is_parsed_as_a_person_types_it() -> None:
+    options = GenerationConfig.options()
+    assert options["top_k"].parse("40") == 40
+    assert options["top_p"].parse("0.9") == 0.9
+    assert options["seed"].parse("auto") is None
+    assert options["seed"].parse("7") == 7
+    assert LoadConfig.options()["threads"].parse("2") == 2
+    for text in ("forty", "1.5", ""):
+        with pytest.raises(ConfigError):
+            options["top_k"].parse(text)
+
+
+def test_replace_checks_too_and_dictionaries_round_trip() -> None:
+    config = GenerationConfig(seed=3, top_k=7)
+    assert GenerationConfig.from_mapping(config.as_dict()) == config
+    with pytest.raises(ConfigError):
+        config.replace(top_k=-5)

@@ -1,0 +1,97 @@
+"""Encoding, decoding, and streaming without broken characters."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import CheckpointError, PromptError
+from engine.tokenizer import StreamDecoder, Tokenizer, clean_prompt
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "gpt2-tokenizer"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_dir: Path) -> Tokenizer:
+    return Tokenizer(tiny_model_dir)
+
+
+@given(text=st.text())
+def test_streaming_equals_decoding_at_once(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    decoder = StreamDecoder(tokenizer)
+    pieces = [decoder.push(i) for i in ids]
+    assert all("\ufffd" not in p for p in pieces) or "\ufffd" in text
+    assert "".join(pieces) + decoder.finish() == tokenizer.decode(ids) == text
+
+
+def test_an_emoji_split_over_tokens_appears_whole(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a🙂b")
+    assert len(ids) == 6  # the tiny vocabulary has the emoji's four bytes only
+    decoder = StreamDecoder(tokenizer)
+    assert [decoder.push(i) for i in ids] == ["a", "", "", "", "🙂", "b"]
+
+
+def test_a_character_that_never_completes_is_marked_at_the_end_only(tokenizer: Tokenizer) -> None:
+    first_three = tokenizer.encode("🙂")[:3]
+    decoder = StreamDecoder(tokenizer)
+    assert [decoder.push(i) for i in first_three] == ["", "", ""]
+    assert decoder.finish() == "\ufffd" == tokenizer.decode(first_three)
+
+
+def test_random_ids_stream_to_the_same_text(tokenizer: Tokenizer) -> None:
+    import numpy as np
+
+    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 2000).tolist()
+    decoder = StreamDecoder(tokenizer)
+    assert "".join(map(decoder.push, ids)) + decoder.finish() == tokenizer.decode(ids)
+
+
+def test_end_of_text_and_ids_beyond_the_vocabulary_are_silent(tokenizer: Tokenizer) -> None:
+    assert tokenizer.end_of_text is not None
+    assert tokenizer.decode([tokenizer.end_of_text, 10**6]) == ""
+
+
+def test_vocab_and_merges_alone_suffice(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copyfile(tiny_model_dir / name, tmp_path / name)
+    text = "The sun sets on the sea — ünd Ω."
+    assert Tokenizer(tmp_path).encode(text) == Tokenizer(tiny_model_dir).encode(text)
+
+
+def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        Tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("bad", ["", "a\0b", "a\ud800b"])
+def test_prompts_that_are_no_text_are_refused(tokenizer: Tokenizer, bad: str) -> None:
+    with pytest.raises(PromptError):
+        clean_prompt(bad)
+    if "\ud800" in bad:
+        with pytest.raises(PromptError):
+            tokenizer.encode(bad)
+
+
+def test_white_space_is_a_prompt() -> None:
+    assert clean_prompt(" \n") == " \n"
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="GPT-2's published tokenizer files are not here")
+def test_gpt2_ids_equal_those_of_transformers() -> None:
+    from transformers import GPT2TokenizerFast
+
+    ours = Tokenizer(SHARED, 50256)
+    theirs = GPT2TokenizerFast(
+        vocab=str(SHARED / "vocab.json"), merges=str(SHARED / "merges.txt")
+    )
+    for text in ("Hello, world!  It's   2026.\n\tIndented", "naïve café Ω 漢字 🙂🏽", " a  b"):
+        assert ours.encode(text) == theirs(text)["input_ids"]
+        assert ours.decode(ours.encode(text)) == text
