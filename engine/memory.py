@@ -51,11 +51,13 @@ def estimate_bytes(
     overhead = _OVERHEAD.get(backend, _OVERHEAD_OTHERS)
     if precision == "int8":
         weights = _int8_weights(shape)
-        # The embedding waits in fp32 until the end; blocks are quantised one at a time.
-        in_passing = 4 * table + 2 * 4 * block
+        # The embedding waits in fp32 and is quantised last, with two fp32 temporaries; before
+        # that one block at a time is held in fp32 and transposed.
+        peak = weights + 4 * max(3 * table, table + 2 * block)
     elif precision in ("fp32", "bf16"):
         weights = shape.parameters * (4 if precision == "fp32" else 2)
-        in_passing = 4 * max(table, block)  # the tensor being checked and converted
+        # A tensor is read in fp32 and checked before it is kept; the embedding comes first.
+        peak = max(weights + 8 * shape.width * shape.inner, 12 * table)
     else:
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     value_bytes = 2 if precision == "bf16" else 4
@@ -63,7 +65,7 @@ def estimate_bytes(
         weights=weights,
         kv_cache=2 * shape.layers * shape.context * shape.width * value_bytes,
         overhead=overhead,
-        peak_while_loading=weights + in_passing + overhead,
+        peak_while_loading=peak + overhead,
     )
 
 
