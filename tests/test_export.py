@@ -12,6 +12,7 @@ from app.window.export import ExportError
 from app.window.state import Output
 from engine import paths
 from engine.config import GenerationConfig
+from engine.errors import StorageError
 from engine.events import Timings
 
 OUTPUT = Output(
@@ -56,8 +57,10 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="is a folder"):
         export.write(tmp_path, "x")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExportError, match="choose another place"):
+    with pytest.raises(StorageError, match="cannot write"):
         export.write(tmp_path / "file" / "a.txt", "x")
+    with pytest.raises(ExportError, match="choose another place"):
+        export.write(Path("~nobody-of-this-name/a.txt"), "x")
 
 
 def test_default_path_lies_in_the_users_folder_and_names_the_model() -> None:

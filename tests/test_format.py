@@ -9,15 +9,6 @@ from app.window import format as fmt
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_234_567, "1.2 MB"), (548_105_171, "548 MB"),
-     (999_600_000, "1.0 GB"), (6_400_000_000, "6.4 GB")],
-)  # fmt: skip
-def test_byte_size(value: int, shown: str) -> None:
-    assert fmt.byte_size(value) == shown
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
     [(0.00123, "1.2 ms"), (0.0123, "12 ms"), (0.9999, "1.0 s"), (3.21, "3.2 s"),
      (59.97, "1 min 00 s"), (75, "1 min 15 s"), (3660, "1 h 01 min")],
 )  # fmt: skip

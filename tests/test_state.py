@@ -318,12 +318,6 @@ def test_continue_makes_the_output_the_prompt_and_names_its_parent() -> None:
     assert isinstance(intent, st.Generate)
     assert (intent.prompt, intent.parent) == ("The sun sets", 33)
     assert state.prompt == "The sun sets" and state.prompt_version == version + 1
-    state.bind_generation(3)
-    state.apply(Finished(3, "length", "", (), Timings()))
-    state.edit_prompt("Something else")
-    state.generate()
-    [intent] = state.take_intents()
-    assert isinstance(intent, st.Generate) and intent.parent is None
 
 
 def test_restore_brings_text_settings_and_seed_and_stops_what_runs() -> None:

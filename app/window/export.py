@@ -12,7 +12,7 @@ from typing import Any
 import platformdirs
 
 from app.window.state import Output
-from engine import paths
+from engine import atomic, paths
 from engine.errors import EngineError
 
 FORMATS = (".txt", ".json")
@@ -68,26 +68,17 @@ def default_path(output: Output, suffix: str, now: float | None = None) -> Path:
 
 
 def write(path: Path, content: str, *, overwrite: bool = False) -> Path:
-    """Write atomically; ExportError where that fails or a file is there and may not be replaced."""
-    path = path.expanduser()
+    """Write atomically. ExportError where a file is there and may not be replaced, StorageError
+    where the disk refuses."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise ExportError(f"{path} is a folder; add a file name")
-        if path.exists() and not overwrite:
-            raise ExportError(f"{path} exists already; choose another name or replace it")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with temporary.open("wb") as file:
-                # A lone surrogate cannot be written as UTF-8; it must not cost the rest.
-                file.write(content.encode("utf-8", "replace"))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ExportError(
-            f"cannot write {path} ({error.strerror or error}); choose another place"
-        ) from error
+        path = path.expanduser()
+        taken, is_folder = path.exists(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # also an unknown ~user, a NUL
+        raise ExportError(f"cannot write {path} ({error}); choose another place") from error
+    if is_folder:
+        raise ExportError(f"{path} is a folder; add a file name")
+    if taken and not overwrite:
+        raise ExportError(f"{path} exists already; choose another name or replace it")
+    # A lone surrogate cannot be written as UTF-8; it must not cost the rest.
+    atomic.write_bytes(path, content.encode("utf-8", "replace"))
     return path

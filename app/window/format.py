@@ -1,17 +1,6 @@
-"""Numbers as a person reads them: bytes, seconds, counts."""
+"""Numbers as a person reads them: seconds, counts, rates (bytes: `engine.memory`)."""
 
 from __future__ import annotations
-
-
-def byte_size(count: float) -> str:
-    """1234567 -> `1.2 MB`; decimal units, as disks and downloads are sold."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB"):
-        count /= 1000
-        if count < 999.5 or unit == "TB":
-            return f"{count:.0f} {unit}" if count >= 99.5 else f"{count:.1f} {unit}"
-    raise AssertionError("unreachable")
 
 
 def duration(seconds: float) -> str:

@@ -90,7 +90,7 @@ class CancelDownload:
 class Generate:
     prompt: str
     config: GenerationConfig
-    parent: int | None = None  # history node that the prompt continues
+    parent: int | None = None  # history node of the text before; the recorder finds the branch
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ class Output:
     precision: str = ""
     dropped_tokens: int = 0
     reason: str = ""  # why it ended; empty while it streams
+    job: int | None = None  # that wrote it, in this run of the program
     node: int | None = None  # of the history, once it is known
 
     @property
@@ -196,7 +197,6 @@ class AppState:
         self._intents: list[Intent] = []
         self._next_banner = 1
         self._queued: Generate | None = None  # waits for the load under way
-        self._continued: tuple[int, str] | None = None  # history node and its full text
         self._requested_prompt = ""
 
     # What can be done, and why not
@@ -296,10 +296,7 @@ class AppState:
         """The output becomes the prompt, and writing goes on."""
         if self.running or not self.output.full_text:
             return False
-        text = self.output.full_text
-        if self.output.node is not None:
-            self._continued = (self.output.node, text)
-        self.set_prompt(text)
+        self.set_prompt(self.output.full_text)
         return self.generate()
 
     def stop(self) -> bool:
@@ -467,6 +464,7 @@ class AppState:
                 model_name=event.model.name,
                 precision=event.model.precision,
                 dropped_tokens=event.dropped_tokens,
+                job=event.job_id,
             )
         )
 
@@ -505,7 +503,7 @@ class AppState:
     # Requests
 
     def _request(self, config: GenerationConfig) -> None:
-        request = Generate(self.prompt, config, self._parent())
+        request = Generate(self.prompt, config, self.output.node)
         if self.load is not None:
             self._abandon_generation()
             self._queued = request
@@ -535,9 +533,3 @@ class AppState:
 
     def _running_prompt(self) -> str:
         return self._queued.prompt if self._queued is not None else self._requested_prompt
-
-    def _parent(self) -> int | None:
-        """The history node that the prompt goes on from, while it still does."""
-        if self._continued is not None and self.prompt.startswith(self._continued[1]):
-            return self._continued[0]
-        return None

@@ -1,0 +1,157 @@
+"""The History tab's view of the store: pages of entries, a search, and texts to restore.
+
+All reading and writing happens on the background thread; the panel draws what has arrived.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from app.window.background import Background
+from app.window.state import Output
+from engine.config import GenerationConfig
+from engine.errors import ConfigError
+from engine.events import Timings
+from engine.history import HistoryStore, Node
+
+PAGE = 100
+
+
+class Past:
+    """A list of history entries, newest first, that grows as it is scrolled."""
+
+    def __init__(
+        self,
+        store: HistoryStore,
+        background: Background,
+        report: Callable[[Exception, str], None],
+    ) -> None:
+        self.query = ""
+        self.entries: list[Node] = []
+        self.selected: Node | None = None
+        self.selected_prompt: str | None = None  # None until it has been read
+        self.total: int | None = None
+        self.loading = False
+        self.complete = False  # the list holds all there is
+        self.hidden: Node | None = None  # the entry removed last, which can be brought back
+        self._store = store
+        self._background = background
+        self._report = report
+
+    def search(self, query: str) -> None:
+        """List what holds `query`; all for an empty one."""
+        if query != self.query:
+            self.query = query
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Read the beginning of the list anew, as long as it was."""
+        self.complete = False
+        self._fetch(None, max(PAGE, len(self.entries)))
+
+    def more(self) -> None:
+        """The end of the list came into view."""
+        if not self.complete and not self.loading and self.entries:
+            self._fetch(self.entries[-1].id, PAGE)
+
+    def select(self, node: Node) -> None:
+        """Show an entry's details."""
+        self.selected, self.selected_prompt = node, None
+        self._background.submit(
+            "history entry",
+            lambda: (node.id, self._store.prompt_of(node.id)),
+            self._take_prompt,
+            self._failed,
+        )
+
+    def selected_output(self) -> Output | None:
+        """The selected entry for the output view, once it has been read."""
+        if self.selected is None or self.selected_prompt is None:
+            return None
+        return as_output(self.selected, self.selected_prompt)
+
+    def hide(self, node: Node) -> None:
+        """Remove an entry from the list; `unhide` brings it back."""
+        self.hidden = node
+        self.entries = [entry for entry in self.entries if entry.id != node.id]
+        if self.selected is not None and self.selected.id == node.id:
+            self.selected = None
+        self._background.submit(
+            f"hide {node.id}", lambda: self._store.hide(node.id), lambda _: None, self._failed
+        )
+
+    def unhide(self) -> None:
+        """Bring back the entry removed last."""
+        if self.hidden is not None:
+            node, self.hidden = self.hidden, None
+            self._background.submit(
+                f"unhide {node.id}",
+                lambda: self._store.unhide(node.id),
+                lambda _: self.refresh(),
+                self._failed,
+            )
+
+    def _fetch(self, before: int | None, limit: int) -> None:
+        query = self.query
+        self.loading = True
+
+        def read() -> tuple[str, int | None, int, list[Node], int]:
+            found = self._store.search(query, limit, before)
+            return query, before, limit, found, self._store.count()
+
+        self._background.submit("history", read, self._take, self._failed)
+
+    def _take(self, answer: tuple[str, int | None, int, list[Node], int]) -> None:
+        query, before, limit, found, self.total = answer
+        self.loading = False
+        if query != self.query:
+            return
+        self.entries = found if before is None else self.entries + found
+        self.complete = len(found) < limit
+
+    def _take_prompt(self, answer: tuple[int, str]) -> None:
+        node_id, prompt = answer
+        if self.selected is not None and self.selected.id == node_id:
+            self.selected_prompt = prompt
+
+    def _failed(self, error: Exception) -> None:
+        self.loading = False
+        self._report(error, "reading the history")
+
+
+def as_output(node: Node, prompt: str) -> Output:
+    """A history entry as the output view shows it."""
+    generated = node.kind == "generation"
+    return Output(
+        prompt=prompt if generated else prompt + node.text,
+        text=node.text if generated else "",
+        token_ids=list(node.token_ids),
+        timings=_timings(node),
+        config=_config(node),
+        model_name=node.model,
+        precision=node.precision,
+        reason=node.finish_reason or "interrupted",
+        node=node.id,
+    )
+
+
+def _config(node: Node) -> GenerationConfig | None:
+    """The entry's settings; those of another version that no longer hold are left out."""
+    if not node.config:
+        return None
+    try:
+        config = GenerationConfig.from_mapping(node.config, ignore_unknown=True)
+        return config if node.seed is None else config.replace(seed=node.seed)
+    except ConfigError:
+        return None
+
+
+def _timings(node: Node) -> Timings:
+    known = {field.name: field.type for field in dataclasses.fields(Timings)}
+    values = {
+        name: value
+        for name, value in node.timings.items()
+        if name in known and isinstance(value, (int, float))
+    }
+    return Timings(**values)

@@ -1,0 +1,226 @@
+"""Between the state and the rest of the program: carries out intents, drains jobs, keeps facts.
+
+Imports no imgui. `tick` is called once a frame and never waits for the disk or the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from app.window import facts as facts_module
+from app.window.background import Background
+from app.window.facts import Facts
+from app.window.state import (
+    AppState,
+    CancelDownload,
+    CancelLoad,
+    DownloadModel,
+    Generate,
+    Intent,
+    Level,
+    LoadModel,
+    StopGeneration,
+)
+from engine import catalog
+from engine.config import GenerationConfig, LoadConfig
+from engine.errors import EngineError
+from engine.events import Event, ModelInfo
+
+log = logging.getLogger(__name__)
+
+MEMORY_EVERY_S = 1.0
+MEMORY_EVERY_IDLE_S = 5.0
+COUNT_EVERY_S = 0.25
+
+
+class JobLike(Protocol):
+    """What the session uses of a worker's job."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def done(self) -> bool: ...
+    def cancel(self) -> None: ...
+    def drain(self) -> list[Event]: ...
+
+
+class WorkerLike(Protocol):
+    """What the session uses of the worker."""
+
+    @property
+    def model(self) -> ModelInfo | None: ...
+    def load(self, config: LoadConfig) -> JobLike: ...
+    def download(self, name: str) -> JobLike: ...
+    def generate(
+        self, prompt: str, config: GenerationConfig, *, parent: int | None = None
+    ) -> JobLike: ...
+    def count_tokens(self, text: str) -> int | None: ...
+
+
+class RecorderLike(Protocol):
+    """What the session uses of the history's recorder."""
+
+    problem: str | None
+
+    def node_of(self, job_id: int) -> int | None: ...
+    def keep_draft(self, text: str) -> None: ...
+
+
+class Session:
+    """One window's work in progress."""
+
+    def __init__(
+        self,
+        state: AppState,
+        worker: WorkerLike,
+        background: Background,
+        *,
+        recorder: RecorderLike | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.state = state
+        self.worker = worker
+        self.background = background
+        self.facts = Facts()
+        self.recorder = recorder
+        self.clock = clock
+        self._draft = state.prompt
+        self._jobs: list[JobLike] = []
+        self._load_job: JobLike | None = None
+        self._generate_job: JobLike | None = None
+        self._download_jobs: dict[str, JobLike] = {}
+        self._catalogue_seen = -1
+        self._memory_due = 0.0
+        self._count_due = 0.0
+        self._counted: tuple[str, ModelInfo | None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether something moves on the screen by itself."""
+        state = self.state
+        return state.running or state.load is not None or bool(state.downloads)
+
+    def tick(self) -> None:
+        """Take in what has happened, carry out what was asked, ask for fresh figures."""
+        self.background.poll()
+        for job in self._jobs:
+            ended = job.done  # read first: what comes after the drain is for the next frame
+            self.state.apply_all(job.drain())
+            if ended:
+                self._jobs = [other for other in self._jobs if other is not job]
+        for intent in self.state.take_intents():
+            self._carry_out(intent)
+        self._record()
+        self._refresh_facts()
+
+    def open_folder(self, path: Path | str) -> None:
+        """Choose and load a model folder of the user's own; a bad one becomes a banner."""
+        text = str(path).strip()
+        if not text:
+            return
+
+        def chosen(entry: catalog.ModelEntry) -> None:
+            self.state.models_changed += 1
+            self.state.request_load(self.state.selection.replace(model=entry.name))
+
+        self.background.submit(
+            "open folder",
+            lambda: catalog.remember(Path(text)),
+            chosen,
+            lambda error: self.report(error, "opening the folder"),
+        )
+
+    def report(self, error: Exception, doing: str) -> None:
+        """Show an error as a banner; what is no EngineError is logged with its traceback."""
+        if isinstance(error, EngineError):
+            self.state.notify(Level.ERROR, str(error), kind=type(error).__name__)
+            return
+        log.error("unexpected error while %s", doing, exc_info=error)
+        self.state.notify(
+            Level.ERROR,
+            f"unexpected {type(error).__name__} while {doing}; the log has the details",
+            kind=type(error).__name__,
+            detail=str(error),
+        )
+
+    def _carry_out(self, intent: Intent) -> None:
+        worker, state = self.worker, self.state
+        if isinstance(intent, Generate):
+            job = worker.generate(intent.prompt, intent.config, parent=intent.parent)
+            self._generate_job = job
+            state.bind_generation(job.id)
+            self._jobs.append(job)
+        elif isinstance(intent, StopGeneration):
+            if self._generate_job is not None:
+                self._generate_job.cancel()
+        elif isinstance(intent, LoadModel):
+            job = worker.load(intent.config)
+            self._load_job = job
+            state.bind_load(job.id)
+            self._jobs.append(job)
+        elif isinstance(intent, CancelLoad):
+            if self._load_job is not None:
+                self._load_job.cancel()
+        elif isinstance(intent, DownloadModel):
+            job = worker.download(intent.name)
+            self._download_jobs[intent.name] = job
+            state.bind_download(intent.name, job.id)
+            self._jobs.append(job)
+        elif isinstance(intent, CancelDownload):
+            if intent.name in self._download_jobs:
+                self._download_jobs[intent.name].cancel()
+
+    def _record(self) -> None:
+        """Hand the draft to the recorder and learn where it has put the text shown."""
+        if self.recorder is None:
+            return
+        output = self.state.output
+        if output.node is None and output.job is not None:
+            output.node = self.recorder.node_of(output.job)
+        if self._draft != self.state.prompt:
+            self._draft = self.state.prompt
+            self.recorder.keep_draft(self._draft)
+
+    # Figures, each on its own schedule and off the frame
+
+    def _refresh_facts(self) -> None:
+        now, state = self.clock(), self.state
+        if self._catalogue_seen != state.models_changed:
+            self._catalogue_seen = state.models_changed
+            self.background.submit("catalogue", facts_module.read_models, self._take_models)
+        if now >= self._memory_due:
+            self._memory_due = now + (MEMORY_EVERY_S if self.busy else MEMORY_EVERY_IDLE_S)
+            self.background.submit("memory", facts_module.read_memory, self._take_memory)
+        wanted = (state.prompt, state.model)
+        if now >= self._count_due and self._counted != wanted and state.model is not None:
+            self._count_due = now + COUNT_EVERY_S
+            self._counted = wanted
+            prompt = state.prompt
+            self.background.submit(
+                "count", lambda: self.worker.count_tokens(prompt), self._take_count
+            )
+
+    @property
+    def counting(self) -> bool:
+        """Whether the token count shown is not yet that of the prompt shown."""
+        return self.state.model is not None and self._counted != (
+            self.state.prompt,
+            self.state.model,
+        )
+
+    def refresh_memory(self) -> None:
+        """Look at the memory again with the next tick."""
+        self._memory_due = 0.0
+
+    def _take_models(self, models: list[facts_module.ModelChoice]) -> None:
+        self.facts.models = models
+
+    def _take_memory(self, figures: tuple[int, int]) -> None:
+        self.facts.available_bytes, self.facts.resident_bytes = figures
+
+    def _take_count(self, tokens: int | None) -> None:
+        self.state.prompt_tokens = tokens
