@@ -297,9 +297,7 @@ class FontSet:
         codes = {ord(c) for c in set(text)} - known
         if not codes:
             return text
-        return text.translate(
-            {c: "" if c in _INVISIBLE else BOX for c in codes if c >= 0x20}
-        )
+        return text.translate({c: "" if c in _INVISIBLE else BOX for c in codes if c >= 0x20})
 
 
 class Advances(dict[str, float]):

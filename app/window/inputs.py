@@ -10,6 +10,7 @@ display library.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -75,6 +76,7 @@ class InputQueue:
     def __init__(self) -> None:
         self.events: list[KeyPress | Typed] = []
         self.focus: object | None = None
+        self.redraw_at: float | None = None  # time.monotonic() at which a frame is wanted
         self._unanswered = 0  # printable keys pressed that have produced no character yet
 
     def press(self, key: int, mods: int = 0, repeat: bool = False) -> None:
@@ -102,11 +104,8 @@ class InputQueue:
         # GLFW reports keys that the input method has taken for itself. A letter key without its
         # character means that a composition (or a dead key) is under way.
         if KEY_SPACE <= event.key <= 162:
-            if event.mods & _COMMAND_MODS:
-                return False
-            if event.key == KEY_SPACE and self._unanswered:
-                return False
-            self._unanswered += 1
+            if not event.mods & _COMMAND_MODS:
+                self._unanswered += 1
             return False
         if not self._unanswered or event.key > KEY_END:
             return False
@@ -136,6 +135,11 @@ class InputQueue:
     def pending(self) -> Iterator[KeyPress | Typed]:
         """The events so far, safe against consumption while iterating."""
         return iter(tuple(self.events))
+
+    def redraw_in(self, seconds: float) -> None:
+        """Ask for a frame that late, for what changes without an event: a tooltip, a drag."""
+        at = time.monotonic() + seconds
+        self.redraw_at = at if self.redraw_at is None else min(at, self.redraw_at)
 
     def clear(self) -> None:
         """Drop what is left at the end of a frame; focus and composition stay."""

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 MIN_ZOOM, MAX_ZOOM = 0.5, 4.0
 MIN_WIDTH, MIN_HEIGHT = 640, 480
-IDLE_FPS = 60.0  # while the user acts: no more than this
+ACTING_FPS = 60.0  # while the user acts: no more than this
+BUSY_ACTING_FPS = 30.0  # the same while generating: frames take time from the model
 EXTRA_FRAMES = 3  # after the last event, for hover and layout to settle
 IDLE_WAIT_S = 5.0  # only a safeguard: every event wakes the window
 _SOFTWARE = ("llvmpipe", "softpipe", "swrast", "software", "gdi generic")
@@ -83,6 +84,7 @@ class Window:
         self._failures = 0
         self._last_failure = ""
         self._frames_left = EXTRA_FRAMES
+        self._slow_frames_left = 0  # frames to settle after the worker woke the window
         self._last_draw = 0.0
         self._handle = _create_window(title, self.settings, visible)
         try:
@@ -176,9 +178,13 @@ class Window:
         self.fonts.build(self.scale, self.framebuffer_scale)
         theme.apply(self.settings.theme, self.scale)
 
+    @property
+    def _stale(self) -> bool:
+        return self.fonts.dirty or self._scale_pending
+
     def _refresh_fonts(self) -> None:
         """Between two frames: rebuild the atlas if something asked for it."""
-        if self.fonts.dirty or self._scale_pending:
+        if self._stale:
             rescaled = abs(self.scale - self.fonts.scale) > 1e-3
             if self.fonts.dirty or rescaled:
                 self._build_fonts()
@@ -257,7 +263,7 @@ class Window:
         """Draw frames until the window is closed.
 
         Idle, the loop sleeps until an event; while `is_busy()` it draws at `busy_fps`, and at once
-        (60 a second at most) for what the user does.
+        (30 a second at most, 60 when idle) for what the user does.
         """
         while True:
             if glfw.window_should_close(self._handle):
@@ -277,14 +283,7 @@ class Window:
         """Return, with events polled, when the next frame is due or the window should close."""
         while not glfw.window_should_close(self._handle):
             now = time.monotonic()
-            if self._acted or self._frames_left > 0 or self.renderer.clicks_waiting:
-                due = self._last_draw + 1 / IDLE_FPS
-            elif is_busy():
-                due = self._last_draw + 1 / busy_fps
-            elif self._woken.is_set() or self.fonts.dirty or self._scale_pending:
-                due = self._last_draw + 1 / busy_fps
-            else:
-                due = now + IDLE_WAIT_S
+            due = self._next_frame_at(now, is_busy(), busy_fps)
             if due <= now:
                 glfw.poll_events()
                 return
@@ -292,13 +291,24 @@ class Window:
             glfw.wait_events_timeout(max(due - now, 1e-4))
             self._acted = self._acted or acted
 
+    def _next_frame_at(self, now: float, busy: bool, busy_fps: float) -> float:
+        """When the next frame is due, by `time.monotonic`."""
+        due = now + IDLE_WAIT_S
+        if self._acted or self._frames_left > 0 or self.renderer.clicks_waiting:
+            due = self._last_draw + 1 / (BUSY_ACTING_FPS if busy else ACTING_FPS)
+        elif busy or self._woken.is_set() or self._slow_frames_left > 0 or self._stale:
+            due = self._last_draw + 1 / busy_fps
+        if self.queue.redraw_at is not None:
+            due = min(due, max(self.queue.redraw_at, self._last_draw + 1 / ACTING_FPS))
+        return due
+
     def frame(self, draw: Callable[[], None]) -> None:
         """Draw one frame now. An exception in `draw` is logged, reported and survived."""
-        if self._acted or self._woken.is_set():
-            self._frames_left = EXTRA_FRAMES + 1
+        self._frames_left = EXTRA_FRAMES if self._acted else max(0, self._frames_left - 1)
+        self._slow_frames_left = 1 if self._woken.is_set() else max(0, self._slow_frames_left - 1)
         self._acted = False
         self._woken.clear()
-        self._frames_left = max(0, self._frames_left - 1)
+        self.queue.redraw_at = None
         self._last_draw = time.monotonic()
         self._refresh_fonts()
         self.renderer.process_inputs()
@@ -384,9 +394,7 @@ class Window:
     def _png(self) -> bytes:
         width, height = glfw.get_framebuffer_size(self._handle)
         gl.glPixelStorei(gl.GL_PACK_ALIGNMENT, 1)
-        pixels = bytes(
-            gl.glReadPixels(0, 0, width, height, gl.GL_RGB, gl.GL_UNSIGNED_BYTE)
-        )
+        pixels = bytes(gl.glReadPixels(0, 0, width, height, gl.GL_RGB, gl.GL_UNSIGNED_BYTE))
         return encode_png(pixels, width, height)
 
     @property
@@ -450,7 +458,7 @@ def _no_display(what: str) -> NoDisplayError:
 
 
 def _create_window(title: str, settings: WindowSettings, visible: bool) -> Any:
-    glfw.ERROR_REPORTING = False
+    glfw.ERROR_REPORTING = "ignore"
     glfw.set_error_callback(_keep_glfw_message)
     _glfw_messages.clear()
     if sys.platform.startswith("linux") and not (
@@ -478,9 +486,7 @@ def _create_window(title: str, settings: WindowSettings, visible: bool) -> Any:
         error = _no_display("no window with OpenGL 3.3 can be opened")
         glfw.terminate()
         raise error
-    glfw.set_window_size_limits(
-        handle, MIN_WIDTH, MIN_HEIGHT, glfw.DONT_CARE, glfw.DONT_CARE
-    )
+    glfw.set_window_size_limits(handle, MIN_WIDTH, MIN_HEIGHT, glfw.DONT_CARE, glfw.DONT_CARE)
     return handle
 
 

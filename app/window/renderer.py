@@ -53,6 +53,8 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
         self._key_of_scancode: dict[int, int] = {}
         self._cursors: dict[int, Any] = {}
         self._cursor_shown: int | None = None
+        self._last_time: float | None = None
+        self._font_texture: int | None = None
         super().__init__(window, attach_callbacks=False)
         self.clipboard = Clipboard(_read_clipboard, _write_clipboard)
         self.attach()
@@ -64,7 +66,7 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
         self.io.set_clipboard_text_fn = self.clipboard.set
         self.io.backend_flags |= imgui.BACKEND_HAS_MOUSE_CURSORS
         self._map_keys()
-        self._gui_time = None
+        self._last_time = None
 
     def _get_clipboard_text(self) -> bytes:
         return b""
@@ -149,13 +151,11 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
         position = self._play_clicks(position)
         io.mouse_pos = position if position is not None else (-math.inf, -math.inf)
         now = glfw.get_time()
-        elapsed = now - self._gui_time if self._gui_time is not None else 1 / 60
+        elapsed = now - self._last_time if self._last_time is not None else 1 / 60
         io.delta_time = min(max(elapsed, 1e-4), 1.0)
-        self._gui_time = now
+        self._last_time = now
 
-    def _play_clicks(
-        self, position: tuple[float, float] | None
-    ) -> tuple[float, float] | None:
+    def _play_clicks(self, position: tuple[float, float] | None) -> tuple[float, float] | None:
         """At most one change per button and frame, at the place where it happened."""
         changed: set[int] = set()
         while self._clicks and self._clicks[0].button not in changed:
@@ -269,9 +269,9 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
 
 
 def _read_clipboard() -> bytes | None:
-    text = glfw.get_clipboard_string(None)
+    text: Any = glfw.get_clipboard_string(None)  # type: ignore[arg-type]  # None is any window
     return bytes(text) if text is not None else None
 
 
 def _write_clipboard(text: str) -> None:
-    glfw.set_clipboard_string(None, text)
+    glfw.set_clipboard_string(None, text)  # type: ignore[arg-type]

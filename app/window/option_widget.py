@@ -1,0 +1,302 @@
+"""Draws any option that `engine.config` declares: slider, drop-down, tick box or text field.
+
+Values that leave here are checked by the option itself, so a new option needs no code here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import imgui
+
+from app.window import fonts, inputs, theme, widgets
+from app.window.clipboard import clean_text
+from app.window.theme import px
+from engine.config import Option
+from engine.errors import ConfigError
+
+AUTO = "auto"
+_LOG_RATIO = 500  # ranges wider than this many steps are drawn on a logarithmic scale
+
+
+@dataclass
+class _Field:
+    """The text of a field that may not be a valid value yet. `serial` renews its identity: a
+    focused input ignores changes made by the program."""
+
+    value: Any
+    text: str
+    serial: int = 0
+    error: str = ""
+
+
+@dataclass
+class _Typing:
+    """A slider's value being typed."""
+
+    text: str
+    frames: int = 0
+
+
+_fields: dict[str, _Field] = {}
+_typing: dict[str, _Typing] = {}
+
+
+def describe(option: Option) -> str:
+    """Tooltip of an option: what it does, its range and what is usual."""
+    lines = [option.help, "", f"Range: {option.range_text}"]
+    if option.optional:
+        lines[-1] += f", or {AUTO}"
+    if option.typical:
+        lines.append(f"Typical: {option.typical}")
+    if option.default is not None:
+        lines.append(f"Default: {format_value(option, option.default)}")
+    return "\n".join(lines)
+
+
+def format_value(option: Option, value: Any) -> str:
+    """A value as the window shows it."""
+    if value is None:
+        return AUTO
+    if option.kind is int:
+        return f"{value:,}" if option.maximum is not None and option.maximum < 1e9 else str(value)
+    if option.kind is float:
+        digits = 2 if not option.step else max(0, -math.floor(math.log10(option.step) + 1e-9))
+        return f"{value:.{max(digits, 2)}f}"
+    if option.kind is bool:
+        return "on" if value else "off"
+    return str(value)
+
+
+def option_widget(option: Option, value: Any, key: str = "") -> tuple[bool, Any]:
+    """Draw `option` at the current item width; (changed, value), the value checked.
+
+    `key` tells two widgets for the same option apart.
+    """
+    key = key or option.name
+    with widgets.id(key):
+        if option.choices:
+            return _choices(option, value)
+        if option.kind is bool and not option.optional:
+            return widgets.checkbox(option.label, bool(value), describe(option))
+        ranged = option.minimum is not None and option.maximum is not None
+        if option.kind in (int, float) and ranged and not option.optional:
+            return _slider(option, value, key)
+        return _text(option, value, key)
+
+
+def _choices(option: Option, value: Any) -> tuple[bool, Any]:
+    values: list[Any] = [None, *option.choices] if option.optional else list(option.choices)
+    index = values.index(value) if value in values else -1
+    shown = [format_value(option, v) for v in values]
+    changed, index = widgets.combo(option.label, shown, index, tip=describe(option))
+    return changed, values[index] if index >= 0 else value
+
+
+# -- sliders -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps a slider's position, 0 to 1, to a value and back."""
+
+    minimum: float
+    maximum: float
+    step: float = 0.0
+
+    @property
+    def _unit(self) -> float:
+        return self.step or (self.maximum - self.minimum) / 1000 or 1.0
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether the range is too wide for even steps."""
+        return (self.maximum - self.minimum) / self._unit >= _LOG_RATIO
+
+    def position(self, value: float) -> float:
+        """0 to 1 for a value; values outside are held at the ends."""
+        span = self.maximum - self.minimum
+        above = min(max(value - self.minimum, 0.0), span)
+        if span <= 0:
+            return 0.0
+        if self.logarithmic:
+            return math.log1p(above / self._bend) / math.log1p(span / self._bend)
+        return above / span
+
+    @property
+    def _bend(self) -> float:
+        # Below the bend the scale is even, above it logarithmic: small values stay reachable.
+        return self._unit * 10
+
+    def value(self, position: float) -> float:
+        """The value at a position, on a multiple of `step`."""
+        position = min(max(position, 0.0), 1.0)
+        span = self.maximum - self.minimum
+        if self.logarithmic:
+            found = self.minimum + math.expm1(position * math.log1p(span / self._bend)) * self._bend
+            found = _rounded(found, self._unit)
+        else:
+            found = self.minimum + position * span
+        if self.step:
+            # Multiples of the step itself, not of the step from an odd minimum such as 0.01.
+            found = round(found / self.step) * self.step
+        return min(max(found, self.minimum), self.maximum)
+
+
+def _rounded(value: float, unit: float) -> float:
+    """Two significant digits, but never finer than `unit`: round figures where steps are large."""
+    if value <= 0:
+        return value
+    size = max(10 ** (math.floor(math.log10(value)) - 1), unit)
+    return round(value / size) * size
+
+
+def _slider(option: Option, value: Any, key: str) -> tuple[bool, Any]:
+    assert option.minimum is not None and option.maximum is not None
+    scale = Scale(option.minimum, option.maximum, option.step)
+    changed, raw = slider_row(
+        option.label, value, scale, format_value(option, value), describe(option), key=key
+    )
+    if not changed:
+        return False, value
+    try:
+        if isinstance(raw, str):
+            new = option.parse(raw.replace(",", "").strip())
+        else:
+            new = option.check(round(raw) if option.kind is int else round(raw, 6))
+    except ConfigError:
+        return False, value
+    return new != value, new
+
+
+def slider_row(
+    name: str, value: float, scale: Scale, shown: str, tip: str = "", *, key: str = ""
+) -> tuple[bool, float | str]:
+    """Name left, value right, slider below; Ctrl+click or a double click types a value.
+
+    Returns (changed, the new value: a number from the slider, text from typing).
+    """
+    key = key or name
+    width = max(imgui.calculate_item_width(), px(64))
+    start = imgui.get_cursor_pos_x()
+    typed = None
+    with widgets.group():
+        widgets.label(name, tip)
+        if key in _typing:
+            typed = _typed_value(key, start, width)
+        else:
+            _shown_value(key, shown, start, width)
+        moved = _track(key, scale, value, width, shown)
+    if typed is not None:
+        return True, typed
+    return (True, moved) if moved is not None else (False, value)
+
+
+def _shown_value(key: str, shown: str, start: float, width: float) -> None:
+    with fonts.use("mono"):
+        size = imgui.calc_text_size(shown)
+        imgui.same_line(start + width - size.x)
+        imgui.text(shown)
+    if imgui.is_item_hovered():
+        imgui.set_mouse_cursor(imgui.MOUSE_CURSOR_TEXT_INPUT)
+        if imgui.is_mouse_double_clicked(0) or (imgui.is_mouse_clicked(0) and _ctrl()):
+            _typing[key] = _Typing(shown.replace(",", ""))
+
+
+def _typed_value(key: str, start: float, width: float) -> str | None:
+    """The field in place of the value; returns the text once Enter is pressed or focus leaves."""
+    typing = _typing[key]
+    imgui.same_line(start + width - px(96))
+    imgui.push_style_var(imgui.STYLE_FRAME_PADDING, (px(4), 0.0))
+    if typing.frames == 0:
+        imgui.set_keyboard_focus_here()
+    typing.frames += 1
+    try:
+        with fonts.use("mono"), widgets.item_width(px(96)):
+            flags = imgui.INPUT_TEXT_ENTER_RETURNS_TRUE | imgui.INPUT_TEXT_AUTO_SELECT_ALL
+            entered, typing.text = imgui.input_text(f"##typed:{key}", typing.text, 64, flags)
+    finally:
+        imgui.pop_style_var()
+    # The focus arrives one frame after it was asked for.
+    left = typing.frames > 3 and not imgui.is_item_active()
+    if not entered and not left:
+        return None
+    del _typing[key]
+    inputs.current().take(inputs.KEY_ENTER)
+    return typing.text
+
+
+def _ctrl() -> bool:
+    return bool(imgui.get_io().key_ctrl)
+
+
+def _track(key: str, scale: Scale, value: float, width: float, shown: str) -> float | None:
+    x, y = imgui.get_cursor_screen_pos()
+    height = px(16)
+    imgui.invisible_button(f"##track:{key}", width, height)
+    active, hovered = imgui.is_item_active(), imgui.is_item_hovered()
+    knob = px(7)
+    moved = None
+    if active and _ctrl() and imgui.is_mouse_clicked(0):
+        _typing[key] = _Typing(shown.replace(",", ""))
+    elif active and key not in _typing:
+        mouse = imgui.get_io().mouse_pos.x
+        position = (mouse - x - knob) / max(width - 2 * knob, 1.0)
+        new = scale.value(position)
+        if abs(scale.position(new) - scale.position(value)) > 1e-9:
+            moved = new
+    if hovered or active:
+        imgui.set_mouse_cursor(imgui.MOUSE_CURSOR_HAND)
+    at = x + knob + scale.position(value if moved is None else moved) * (width - 2 * knob)
+    middle, half = y + height / 2, px(2)
+    draw = imgui.get_window_draw_list()
+    alpha = imgui.get_style().alpha
+    rounding = half
+    draw.add_rect_filled(
+        x, middle - half, x + width, middle + half, theme.u32("line", alpha), rounding
+    )
+    draw.add_rect_filled(
+        x, middle - half, at, middle + half, theme.u32("accent", 0.75 * alpha), rounding
+    )
+    shade = "accent_hover" if hovered or active else "accent"
+    draw.add_circle_filled(at, middle, knob, theme.u32("panel", alpha), 24)
+    draw.add_circle_filled(at, middle, knob - px(1), theme.u32(shade, alpha), 24)
+    return moved
+
+
+# -- text fields -------------------------------------------------------------------------------
+
+
+def _text(option: Option, value: Any, key: str) -> tuple[bool, Any]:
+    """A field for text, for numbers without bounds and for optional ones (empty means auto)."""
+    field = _fields.get(key)
+    if field is None or field.value != value:
+        serial = field.serial + 1 if field is not None else 0
+        field = _fields[key] = _Field(value, "" if value is None else str(value), serial)
+    widgets.label(option.label, describe(option))
+    if field.error:
+        imgui.push_style_color(imgui.COLOR_BORDER, *theme.color("bad"))
+    hint = AUTO if option.optional else ""
+    numeric = option.kind in (int, float)
+    try:
+        with fonts.use("mono" if numeric else "ui"):
+            changed, text = imgui.input_text_with_hint(
+                f"##{key}:{field.serial}", hint, fonts.show(field.text), 4096
+            )
+    finally:
+        if field.error:
+            imgui.pop_style_color()
+    widgets.tooltip(field.error or describe(option))
+    if not changed:
+        return False, value
+    field.text = clean_text(text)
+    try:
+        parsed = option.parse(field.text.replace(" ", "") if numeric else field.text)
+    except ConfigError as error:
+        field.error = str(error)
+        return False, value
+    field.error = ""
+    field.value = parsed
+    return parsed != value, parsed

@@ -1,0 +1,531 @@
+"""Small shared widgets: buttons, fields, banners, tabs. Declared options: `option_widget.py`.
+
+Everything is laid out in theme units (`theme.px`). Widgets that show text from outside pass it
+through `fonts.show`. Colours and sizes come from `theme`, never from here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import imgui
+from imgui import internal
+
+from app.window import clipboard, fonts, inputs, theme
+from app.window.theme import px
+
+TOOLTIP_DELAY_S = 0.35
+TOOLTIP_WIDTH = 340.0
+
+# -- context managers -------------------------------------------------------------------------
+
+font = fonts.use
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Items inside count as one for layout."""
+    imgui.begin_group()
+    try:
+        yield
+    finally:
+        imgui.end_group()
+
+
+@contextmanager
+def id(name: str) -> Iterator[None]:
+    """Names inside are distinct from the same names elsewhere."""
+    imgui.push_id(name)
+    try:
+        yield
+    finally:
+        imgui.pop_id()
+
+
+@contextmanager
+def child(
+    name: str,
+    width: float = 0.0,
+    height: float = 0.0,
+    *,
+    padding: tuple[float, float] | None = (16.0, 12.0),
+    background: str | None = None,
+    flags: int = 0,
+) -> Iterator[bool]:
+    """A panel of its own, scrolling if it must. Sizes in window units, padding in theme units.
+
+    Yields whether it is visible at all.
+    """
+    if padding is not None:
+        flags |= imgui.WINDOW_ALWAYS_USE_WINDOW_PADDING
+    push = (px(padding[0]), px(padding[1])) if padding is not None else (0.0, 0.0)
+    imgui.push_style_var(imgui.STYLE_WINDOW_PADDING, push)
+    if background is not None:
+        imgui.push_style_color(imgui.COLOR_CHILD_BACKGROUND, *theme.color(background))
+    begun = imgui.begin_child(name, width, height, False, flags)
+    imgui.pop_style_var()
+    if background is not None:
+        imgui.pop_style_color()
+    try:
+        yield bool(begun.visible)
+    finally:
+        imgui.end_child()
+
+
+@contextmanager
+def item_width(width: float) -> Iterator[None]:
+    """Width of the fields inside; negative values count from the right edge."""
+    imgui.push_item_width(width)
+    try:
+        yield
+    finally:
+        imgui.pop_item_width()
+
+
+@contextmanager
+def colored(name: str) -> Iterator[None]:
+    """Text inside in a palette colour."""
+    imgui.push_style_color(imgui.COLOR_TEXT, *theme.color(name))
+    try:
+        yield
+    finally:
+        imgui.pop_style_color()
+
+
+@contextmanager
+def disabled(reason: str | None) -> Iterator[None]:
+    """With a reason, what is inside looks disabled, ignores input and says why on hover."""
+    if not reason:
+        yield
+        return
+    imgui.push_style_var(imgui.STYLE_ALPHA, 0.45)
+    internal.push_item_flag(internal.ITEM_DISABLED, True)
+    imgui.begin_group()
+    try:
+        yield
+    finally:
+        imgui.end_group()
+        internal.pop_item_flag()
+        imgui.pop_style_var()
+    low, high = imgui.get_item_rect_min(), imgui.get_item_rect_max()
+    if imgui.is_window_hovered() and imgui.is_mouse_hovering_rect(*low, *high):
+        imgui.set_mouse_cursor(imgui.MOUSE_CURSOR_NOT_ALLOWED)
+        _delayed_tooltip(f"disabled:{reason}", reason)
+
+
+# -- text --------------------------------------------------------------------------------------
+
+
+def caption(text: str) -> None:
+    """The small capital heading of a section."""
+    with fonts.use("caption"):
+        imgui.text_colored(text.upper(), *theme.color("dim"))
+
+
+def label(text: str, tip: str = "") -> None:
+    """The dim name above a field."""
+    with fonts.use("small"):
+        imgui.text_colored(fonts.show(text), *theme.color("dim"))
+    if tip:
+        tooltip(tip)
+
+
+def small(text: str, color: str = "dim") -> None:
+    """A small wrapped line: hints, states, consequences."""
+    with fonts.use("small"), colored(color):
+        imgui.text_wrapped(fonts.show(text))
+
+
+def number(text: str, color: str = "text") -> None:
+    """Figures, in the monospaced font so that they do not jitter."""
+    with fonts.use("mono"):
+        imgui.text_colored(fonts.show(text), *theme.color(color))
+
+
+def elided(text: str, width: float) -> str:
+    """`text` shortened in the middle to `width` in the current font."""
+    if imgui.calc_text_size(text).x <= width or len(text) < 4:
+        return text
+    keep = len(text) - 1
+    while keep > 2 and imgui.calc_text_size(_middle_cut(text, keep)).x > width:
+        keep = keep * 7 // 8 if keep > 40 else keep - 1
+    return _middle_cut(text, keep)
+
+
+def _middle_cut(text: str, keep: int) -> str:
+    return text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
+
+
+class _Hover:
+    key = ""
+    since = 0.0
+    seen = 0.0
+
+
+def _delayed_tooltip(key: str, text: str) -> None:
+    now = time.monotonic()
+    if key != _Hover.key or now - _Hover.seen > 0.5:
+        _Hover.key, _Hover.since = key, now
+    _Hover.seen = now
+    waited = now - _Hover.since
+    if waited < TOOLTIP_DELAY_S:
+        inputs.current().redraw_in(TOOLTIP_DELAY_S - waited)
+        return
+    show_tooltip(text)
+
+
+def tooltip(text: str) -> None:
+    """Explain the last item when the pointer rests on it."""
+    if text and imgui.is_item_hovered():
+        low = imgui.get_item_rect_min()
+        _delayed_tooltip(f"{low.x:.0f},{low.y:.0f}:{text}", text)
+
+
+def show_tooltip(text: str) -> None:
+    """A tooltip now, wrapped to a readable width; the first line is set off by a blank line."""
+    imgui.push_style_var(imgui.STYLE_WINDOW_PADDING, (px(12), px(8)))
+    try:
+        with imgui.begin_tooltip(), fonts.use("small"):
+            imgui.push_text_wrap_pos(px(TOOLTIP_WIDTH))
+            imgui.text_unformatted(fonts.show(text))
+            imgui.pop_text_wrap_pos()
+    finally:
+        imgui.pop_style_var()
+
+
+# -- buttons -----------------------------------------------------------------------------------
+
+
+def button(text: str, width: float = 0.0, height: float = 0.0, tip: str = "") -> bool:
+    """A plain button. Sizes in window units; 0 fits the text."""
+    pressed = bool(imgui.button(text, width, height))
+    _hand()
+    tooltip(tip)
+    return pressed
+
+
+def primary_button(text: str, width: float = 0.0, height: float = 0.0, tip: str = "") -> bool:
+    """The one filled button of a view: its main action."""
+    imgui.push_style_color(imgui.COLOR_BUTTON, *theme.color("accent"))
+    imgui.push_style_color(imgui.COLOR_BUTTON_HOVERED, *theme.color("accent_hover"))
+    imgui.push_style_color(imgui.COLOR_BUTTON_ACTIVE, *theme.color("accent_active"))
+    imgui.push_style_color(imgui.COLOR_BORDER, *theme.color("accent"))
+    imgui.push_style_color(imgui.COLOR_TEXT, *theme.color("accent_text"))
+    try:
+        with fonts.use("ui_bold"):
+            pressed = bool(imgui.button(text, width, height))
+    finally:
+        imgui.pop_style_color(5)
+    _hand()
+    tooltip(tip)
+    return pressed
+
+
+def link_button(text: str, tip: str = "", *, color: str = "dim") -> bool:
+    """A button that is only its words, underlined on hover."""
+    with fonts.use("small"):
+        size = imgui.calc_text_size(text.split("##")[0])
+        x, y = imgui.get_cursor_screen_pos()
+        pressed = bool(imgui.invisible_button(text, max(size.x, 1.0), size.y + px(2)))
+        hovered = imgui.is_item_hovered()
+        shade = "text" if hovered else color
+        draw = imgui.get_window_draw_list()
+        draw.add_text(x, y, _u32(shade), text.split("##")[0])
+        if hovered:
+            line = y + size.y + px(1)
+            draw.add_line(x, line, x + size.x, line, _u32(shade), max(1.0, px(1)))
+    _hand()
+    tooltip(tip)
+    return pressed
+
+
+def confirm_button(
+    text: str, question: str, confirm: str, width: float = 0.0, tip: str = ""
+) -> bool:
+    """A button for what cannot be undone: it asks `question`; True once `confirm` is pressed."""
+    confirmed = False
+    if button(text, width, tip=tip):
+        imgui.open_popup(f"confirm:{text}")
+    imgui.push_style_var(imgui.STYLE_WINDOW_PADDING, (px(16), px(16)))
+    try:
+        with imgui.begin_popup(f"confirm:{text}") as popup:
+            if popup.opened:
+                imgui.push_text_wrap_pos(px(320))
+                imgui.text_unformatted(fonts.show(question))
+                imgui.pop_text_wrap_pos()
+                imgui.dummy(0, px(4))
+                with colored("bad"):
+                    confirmed = button(confirm)
+                imgui.same_line()
+                if button("Cancel") or confirmed:
+                    imgui.close_current_popup()
+    finally:
+        imgui.pop_style_var()
+    return confirmed
+
+
+def section(title: str, is_open: bool = True) -> bool:
+    """The heading of a collapsible section; returns whether it is open now."""
+    with fonts.use("caption"):
+        height = imgui.get_text_line_height() + px(8)
+        x, y = imgui.get_cursor_screen_pos()
+        width = max(imgui.get_content_region_available_width(), px(32))
+        if imgui.invisible_button(f"section:{title}", width, height):
+            is_open = not is_open
+        shade = "text" if imgui.is_item_hovered() else "dim"
+        imgui.get_window_draw_list().add_text(x, y + px(4), _u32(shade), title.upper())
+    _hand()
+    _chevron(x + width - px(8), y + height / 2, px(4), is_open, shade)
+    return is_open
+
+
+def _chevron(x: float, y: float, size: float, down: bool, shade: str = "dim") -> None:
+    draw = imgui.get_window_draw_list()
+    thickness = max(1.5, px(1.5))
+    if down:
+        points = [(x - size, y - size / 2), (x, y + size / 2), (x + size, y - size / 2)]
+    else:
+        points = [(x - size / 2, y - size), (x + size / 2, y), (x - size / 2, y + size)]
+    draw.add_polyline(points, _u32(shade), thickness=thickness)
+
+
+def _hand() -> None:
+    if imgui.is_item_hovered():
+        imgui.set_mouse_cursor(imgui.MOUSE_CURSOR_HAND)
+
+
+def _u32(name: str, alpha: float = 1.0) -> int:
+    # Not theme.u32 alone: what is drawn by hand fades with a disabled group like all else.
+    return theme.u32(name, alpha * imgui.get_style().alpha)
+
+
+# -- fields ------------------------------------------------------------------------------------
+
+
+def combo(
+    name: str,
+    items: Sequence[str],
+    index: int,
+    *,
+    details: Sequence[str] = (),
+    tip: str = "",
+    empty: str = "none",
+) -> tuple[bool, int]:
+    """A labelled drop-down. `details` are dim second columns of the list.
+
+    Returns whether the user chose, and the index in force. `index` -1 shows `empty`.
+    """
+    label(name, tip)
+    shown = items[index] if 0 <= index < len(items) else empty
+    changed = False
+    x, y = imgui.get_cursor_screen_pos()
+    width = imgui.calculate_item_width()
+    room = width - px(44)
+    text = elided(fonts.show(shown), room)
+    imgui.set_next_window_size_constraints((width, 0), (px(760), px(480)))
+    with imgui.begin_combo(f"##{name}", text, imgui.COMBO_NO_ARROW_BUTTON) as opened:
+        if opened.opened:
+            for i, item in enumerate(items):
+                with id(str(i)):
+                    detail = details[i] if i < len(details) else ""
+                    if _combo_row(item, detail, i == index):
+                        changed, index = True, i
+    height = imgui.get_frame_height()
+    _chevron(x + width - px(16), y + height / 2, px(4), True)
+    if not opened.opened:
+        _hand()
+        tooltip(tip if text == shown else f"{shown}\n\n{tip}".strip())
+    return changed, index
+
+
+def _combo_row(item: str, detail: str, selected: bool) -> bool:
+    pressed = bool(imgui.selectable(fonts.show(item), selected)[0])
+    if imgui.is_item_clicked():
+        pressed = True
+    chosen = pressed and not (selected and not imgui.is_item_clicked())
+    if detail:
+        imgui.same_line(spacing=px(24))
+        with fonts.use("small"):
+            imgui.text_colored(fonts.show(detail), *theme.color("dim"))
+    return chosen
+
+
+def checkbox(name: str, value: bool, tip: str = "") -> tuple[bool, bool]:
+    """A tick box with its name to the right; (changed, value)."""
+    imgui.push_style_var(imgui.STYLE_FRAME_PADDING, (px(3), px(3)))
+    try:
+        changed, value = imgui.checkbox(name, value)
+    finally:
+        imgui.pop_style_var()
+    _hand()
+    tooltip(tip)
+    return bool(changed), bool(value)
+
+
+# -- progress, banners, tabs -------------------------------------------------------------------
+
+
+def progress(fraction: float | None, text: str = "", height: float = 6.0) -> None:
+    """A bar with its words below. `fraction` None: under way, but nobody knows how far."""
+    x, y = imgui.get_cursor_screen_pos()
+    width = max(imgui.calculate_item_width(), px(32))
+    thick = px(height)
+    draw = imgui.get_window_draw_list()
+    draw.add_rect_filled(x, y, x + width, y + thick, _u32("line"), thick / 2)
+    if fraction is None:
+        phase = (time.monotonic() % 1.6) / 1.6
+        low, high = max(0.0, phase * 1.3 - 0.3), min(1.0, phase * 1.3)
+    else:
+        low, high = 0.0, min(max(fraction, 0.0), 1.0)
+    if high > low:
+        end = max(x + width * high, x + width * low + thick)
+        draw.add_rect_filled(x + width * low, y, end, y + thick, _u32("accent"), thick / 2)
+    imgui.dummy(width, thick)
+    if text:
+        with fonts.use("small"), colored("dim"):
+            imgui.text_wrapped(fonts.show(text))
+
+
+@dataclass(frozen=True)
+class BannerResult:
+    """What the user pressed on a banner."""
+
+    dismissed: bool = False
+    retry: bool = False
+
+
+_BANNER_COLORS = {"error": "bad", "warning": "warn", "info": "info", "good": "good"}
+_banner_details: set[str] = set()
+
+
+def banner(
+    kind: str, message: str, detail: str = "", *, retry: str = "", key: str = ""
+) -> BannerResult:
+    """A message across the panel: `error`, `warning`, `info` or `good`.
+
+    `detail` is one click away and can be copied; `retry` names a second button.
+    """
+    shade = _BANNER_COLORS[kind]
+    key = key or f"banner:{message}"
+    dismissed = wants_retry = False
+    draw = imgui.get_window_draw_list()
+    left, top = imgui.get_cursor_screen_pos()
+    width = imgui.get_content_region_available_width()
+    draw.channels_split(2)
+    draw.channels_set_current(1)
+    buttons = px(28)
+    try:
+        with id(key), group():
+            imgui.dummy(0, px(2))
+            imgui.indent(px(16))
+            imgui.push_text_wrap_pos(imgui.get_cursor_pos_x() + width - px(32) - buttons)
+            imgui.text_unformatted(fonts.show(message))
+            imgui.pop_text_wrap_pos()
+            if retry:
+                wants_retry = link_button(retry, color="text")
+                imgui.same_line(spacing=px(16))
+            if detail:
+                is_open = key in _banner_details
+                if link_button("Hide details" if is_open else "Details"):
+                    _banner_details.symmetric_difference_update({key})
+                imgui.same_line(spacing=px(16))
+                if link_button("Copy"):
+                    clipboard.current().set(f"{message}\n{detail}")
+                if is_open:
+                    with fonts.use("mono"), child("detail", width - px(32), px(140), padding=None):
+                        imgui.text_wrapped(fonts.show(detail))
+            elif retry:
+                imgui.new_line()
+            imgui.unindent(px(16))
+            imgui.dummy(0, px(2))
+        bottom = imgui.get_item_rect_max().y
+        after = imgui.get_cursor_screen_pos()
+        imgui.set_cursor_screen_pos((left + width - buttons - px(4), top + px(4)))
+        with id(key):
+            dismissed = _cross_button("dismiss", buttons)
+        imgui.set_cursor_screen_pos(after)
+        draw.channels_set_current(0)
+        rounding = px(theme.ROUNDING)
+        draw.add_rect_filled(left, top, left + width, bottom, _u32(shade, 0.14), rounding)
+        draw.add_rect_filled(left, top, left + px(4), bottom, _u32(shade), px(2))
+    finally:
+        draw.channels_merge()
+    if dismissed:
+        _banner_details.discard(key)
+    return BannerResult(dismissed, wants_retry)
+
+
+def _cross_button(name: str, size: float) -> bool:
+    x, y = imgui.get_cursor_screen_pos()
+    pressed = bool(imgui.invisible_button(name, size, size))
+    shade = _u32("text" if imgui.is_item_hovered() else "dim")
+    draw = imgui.get_window_draw_list()
+    middle_x, middle_y, arm = x + size / 2, y + size / 2, px(4)
+    for sign in (1, -1):
+        draw.add_line(
+            middle_x - arm,
+            middle_y - sign * arm,
+            middle_x + arm,
+            middle_y + sign * arm,
+            shade,
+            max(1.5, px(1.5)),
+        )
+    _hand()
+    tooltip("Dismiss")
+    return pressed
+
+
+def tabs(names: Sequence[str], current: str) -> str:
+    """Tabs as words, the current one bold and underlined; returns the current one now."""
+    chosen = current
+    for i, name in enumerate(names):
+        if i:
+            imgui.same_line(spacing=px(24))
+        active = name == current
+        with fonts.use("ui_bold" if active else "ui"):
+            size = imgui.calc_text_size(name)
+            x, y = imgui.get_cursor_screen_pos()
+            if imgui.invisible_button(f"tab:{name}", size.x, size.y + px(10)):
+                chosen = name
+            hovered = imgui.is_item_hovered()
+            shade = "text" if active or hovered else "dim"
+            draw = imgui.get_window_draw_list()
+            draw.add_text(x, y + px(2), _u32(shade), name)
+            if active:
+                bottom = y + size.y + px(10)
+                draw.add_rect_filled(x, bottom - px(2), x + size.x, bottom, _u32("accent"), px(1))
+        _hand()
+    return chosen
+
+
+def sparkline(
+    values: Sequence[float], width: float, height: float, ceiling: float | None = None
+) -> None:
+    """A small curve from 0 to the largest value, with a thin line at `ceiling` if given."""
+    x, y = imgui.get_cursor_screen_pos()
+    draw = imgui.get_window_draw_list()
+    finite = [v if math.isfinite(v) else 0.0 for v in values]
+    top = max([*finite, ceiling or 0.0, 1e-9])
+    if ceiling:
+        line = y + height * (1 - ceiling / top)
+        draw.add_line(x, line, x + width, line, _u32("dim", 0.6), max(1.0, px(1)))
+    if len(finite) > 1:
+        step = width / (len(finite) - 1)
+        points = [(x + i * step, y + height * (1 - 0.94 * v / top)) for i, v in enumerate(finite)]
+        draw.add_polyline(points, _u32("accent"), thickness=max(1.6, px(1.6)))
+    else:
+        draw.add_line(x, y + height, x + width, y + height, _u32("line"), max(1.0, px(1)))
+    imgui.dummy(width, height)
+
+
+def separator(space: float = 8.0) -> None:
+    """A thin line with room above and below."""
+    imgui.dummy(0, px(space) / 2)
+    x, y = imgui.get_cursor_screen_pos()
+    width = imgui.get_content_region_available_width()
+    imgui.get_window_draw_list().add_line(x, y, x + width, y, _u32("line"), max(1.0, px(1)))
+    imgui.dummy(0, px(space) / 2)
