@@ -182,4 +182,4 @@ def generate(
         if sound:
             pool.release(generation.slot, generation.held)
         else:
-            backend.close(generation.slot)
+            pool.discard(generation.slot)

@@ -22,6 +22,7 @@ class SlotPool:
         self._backend = backend
         self._max_idle = max_idle
         self._idle: list[tuple[int, list[int]]] = []  # least recently used first
+        self._busy: set[int] = set()
 
     def acquire(self, tokens: Sequence[int]) -> tuple[int, int]:
         """A slot for a prompt and how many of its tokens the slot's cache already holds.
@@ -31,13 +32,28 @@ class SlotPool:
         best = max(self._idle, key=lambda entry: common_prefix(entry[1], tokens), default=None)
         cached = min(common_prefix(best[1], tokens), len(tokens) - 1) if best else 0
         if best is None or cached <= 0:
-            return self._backend.open(), 0
+            slot = self._backend.open()
+            self._busy.add(slot)
+            return slot, 0
         self._idle.remove(best)
+        self._busy.add(best[0])
         self._backend.truncate(best[0], cached)
         return best[0], cached
 
     def release(self, slot: int, tokens: Sequence[int]) -> None:
         """Keep a slot whose cache holds exactly `tokens` for later."""
+        self._busy.discard(slot)
         self._idle.append((slot, list(tokens)))
         while len(self._idle) > self._max_idle:
             self._backend.close(self._idle.pop(0)[0])
+
+    def discard(self, slot: int) -> None:
+        """Close a slot whose cache cannot be trusted any more."""
+        self._busy.discard(slot)
+        self._backend.close(slot)
+
+    def reset(self) -> None:
+        """Close every slot, idle or handed out."""
+        for slot in [*self._busy, *(slot for slot, _ in self._idle)]:
+            self._backend.close(slot)
+        self._busy, self._idle = set(), []

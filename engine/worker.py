@@ -227,9 +227,12 @@ class Worker:
     def _run(self) -> None:
         while not self._closing.is_set():
             self._take_commands(wait=not self._active and not self._pending)
-            self._admit()
-            if self._active:
-                self._step()
+            try:
+                self._admit()
+                if self._active:
+                    self._step()
+            except Exception as error:  # a fault of ours must not leave readers waiting
+                self._fail_all(error)
         self._take_commands(wait=False)
         for job, generation in self._active:
             self._publish(job, generation.finish("cancelled"))
@@ -239,6 +242,14 @@ class Worker:
         if self._held:
             held, self._held = self._held, None
             held.backend.shutdown()
+
+    def _fail_all(self, error: Exception) -> None:
+        """Answer every text under way; the caches are in an unknown state, so all are closed."""
+        active, self._active = self._active, []
+        for job, _ in active:
+            self._publish(job, _failure(job, error, "writing"))
+        if self._held:
+            self._held.pool.reset()
 
     def _take_commands(self, wait: bool) -> None:
         while True:
@@ -346,7 +357,7 @@ class Worker:
                 self._publish(job, generation.finish("cancelled"))
             else:
                 going.append((job, generation))
-        self._active = going
+        self._active = list(going)
         if not going:
             return
         try:
@@ -355,7 +366,7 @@ class Worker:
             # Every cache named in the pass has an undefined content now.
             self._active = []
             for job, generation in going:
-                held.backend.close(generation.slot)
+                held.pool.discard(generation.slot)
                 self._publish(job, _failure(job, error, "running the model"))
             return
         for (job, generation), logits in zip(going, rows, strict=True):

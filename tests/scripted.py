@@ -1,0 +1,91 @@
+"""A backend that plays a script: no weights, instant, and it counts what it is asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engine.events import ModelInfo
+
+VOCABULARY = 300
+
+
+def model_info(context: int = 64, name: str = "scripted") -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        path="",
+        backend="scripted",
+        precision="fp32",
+        threads=1,
+        parameters=1,
+        layers=1,
+        width=1,
+        heads=1,
+        context=context,
+        vocab_size=VOCABULARY,
+        weight_bytes=4,
+        weight_bytes_fp32=4,
+        weights_hash="0" * 64,
+    )
+
+
+@dataclass
+class ScriptedBackend:
+    """After tokens t0 ... tn the most probable token is `next_token([t0 ... tn])`."""
+
+    info: ModelInfo = field(default_factory=model_info)
+    next_token: Callable[[list[int]], int] = lambda held: (held[-1] + 1) % VOCABULARY
+    gate: threading.Semaphore | None = None  # when given, each pass waits for a permit
+    held: dict[int, list[int]] = field(default_factory=dict)
+    run_tokens: int = 0  # tokens run so far, over all slots
+    passes: int = 0
+    shut_down: bool = False
+    before_pass: Callable[[], None] = lambda: None
+
+    def open(self) -> int:
+        slot = max(self.held, default=-1) + 1
+        self.held[slot] = []
+        return slot
+
+    def extend(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], all_positions: bool = False
+    ) -> Any:
+        if self.gate is not None:
+            assert self.gate.acquire(timeout=10), "the test never let the backend go on"
+        self.before_pass()
+        self.passes += 1
+        rows = []
+        for slot, new in zip(slots, tokens, strict=True):
+            assert new, "a slot must be given at least one token"
+            many = []
+            for token in new:
+                self.held[slot].append(token)
+                row = np.zeros(VOCABULARY, np.float32)
+                row[self.next_token(self.held[slot])] = 10.0
+                many.append(row)
+            self.run_tokens += len(new)
+            assert len(self.held[slot]) <= self.info.context
+            rows.append(np.stack(many))
+        return rows if all_positions else np.stack([r[-1] for r in rows])
+
+    def length(self, slot: int) -> int:
+        return len(self.held[slot])
+
+    def truncate(self, slot: int, length: int) -> None:
+        del self.held[slot][length:]
+
+    def fork(self, slot: int) -> int:
+        copy = self.open()
+        self.held[copy] = list(self.held[slot])
+        return copy
+
+    def close(self, slot: int) -> None:
+        del self.held[slot]
+
+    def shutdown(self) -> None:
+        self.shut_down = True
+        self.held.clear()
