@@ -80,13 +80,6 @@ class Loaded(Event):
 
 
 @dataclass(frozen=True)
-class Downloaded(Event):
-    """The model of this name is on the disk."""
-
-    model: str
-
-
-@dataclass(frozen=True)
 class Started(Event):
     """A generation was admitted. `config.seed` is the seed actually used, never None."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from app.window.background import Background
 from app.window.state import Output
@@ -148,9 +149,9 @@ def _config(node: Node) -> GenerationConfig | None:
 
 
 def _timings(node: Node) -> Timings:
-    known = {field.name: field.type for field in dataclasses.fields(Timings)}
-    values = {
-        name: value
+    known = {field.name: type(field.default) for field in dataclasses.fields(Timings)}
+    values: dict[str, Any] = {
+        name: known[name](value)
         for name, value in node.timings.items()
         if name in known and isinstance(value, (int, float))
     }

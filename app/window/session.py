@@ -170,9 +170,8 @@ class Session:
             self._download_jobs[intent.name] = job
             state.bind_download(intent.name, job.id)
             self._jobs.append(job)
-        elif isinstance(intent, CancelDownload):
-            if intent.name in self._download_jobs:
-                self._download_jobs[intent.name].cancel()
+        elif isinstance(intent, CancelDownload) and intent.name in self._download_jobs:
+            self._download_jobs[intent.name].cancel()
 
     def _record(self) -> None:
         """Hand the draft to the recorder and learn where it has put the text shown."""
