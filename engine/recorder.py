@@ -1,0 +1,236 @@
+"""Writes what the worker says into the history while it is said, on a thread of its own.
+
+A slow, full or locked disk never stalls a generation: events are taken in at once, and what
+cannot be written is kept and tried again, less and less often. Does not know the worker: any
+source of `engine.events` will do, as an observer from any thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from engine.draft import DRAFT_NAME, save_draft
+from engine.errors import HistoryError, StorageError
+from engine.events import Cancelled, Event, Failed, Finished, Started, Timings, Token
+from engine.history import HistoryStore
+
+_FIRST_RETRY_S = 0.5
+_LONGEST_RETRY_S = 30.0
+_DRAFT_S = 0.5  # between two writes of the draft
+_REMEMBERED_JOBS = 10_000  # for `node_of`
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Recording:
+    """A generation on its way to the disk.
+
+    What has been written is noted step by step, so that trying again writes nothing twice.
+    """
+
+    started: Started
+    created: float
+    prompt_node: int | None = None
+    node: int | None = None
+    text: list[str] = field(default_factory=list)  # not written yet
+    token_ids: list[int] = field(default_factory=list)  # not written yet
+    timings: Timings = field(default_factory=Timings)
+    end: Finished | Failed | Cancelled | None = None
+
+
+@dataclass
+class _Flush:
+    """Somebody waits until everything is written; `ok` says whether it is."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    ok: bool = False
+
+
+class HistoryRecorder:
+    """Keeps generations and the draft, at most about half a second behind.
+
+    The store stays the caller's to close, after `close`. `problem` is None, or one line on why
+    nothing can be written at the moment; it goes away by itself once writing works again.
+    """
+
+    def __init__(self, store: HistoryStore, flush_s: float = 0.25) -> None:
+        """`flush_s`: how long new text may wait before it is written."""
+        self.problem: str | None = None
+        self._store = store
+        self._flush_s = flush_s
+        self._arrived: deque[Event] = deque()
+        self._recordings: dict[int, _Recording] = {}  # by job, in the order they started
+        self._nodes: OrderedDict[int, int] = OrderedDict()
+        self._draft_path = store.path.with_name(DRAFT_NAME)
+        self._draft: str | None = None  # the latest
+        self._draft_written: str | None = None
+        self._draft_due = 0.0
+        self._retry_s = _FIRST_RETRY_S
+        self._retry_due = 0.0
+        self._flushes: deque[_Flush] = deque()
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+        self._thread.start()
+
+    def observe(self, event: Event) -> None:
+        """Take an event in; returns at once and never raises."""
+        if isinstance(event, (Started, Token, Finished, Failed, Cancelled)):
+            self._arrived.append(event)
+            if not isinstance(event, Token):
+                self._wake.set()  # tokens wait for the next flush and cost the decoder nothing
+
+    def keep_draft(self, text: str) -> None:
+        """Keep the text typed so far, within a second; returns at once."""
+        if text != self._draft:
+            self._draft = text
+            self._wake.set()
+
+    def node_of(self, job_id: int) -> int | None:
+        """The history node of a job's text; None for other jobs and until it is written."""
+        return self._nodes.get(job_id)
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Write what was observed before this call; False if that failed or took too long."""
+        flush = _Flush()
+        self._flushes.append(flush)
+        self._wake.set()
+        return flush.done.wait(timeout if self._thread.is_alive() else 0) and flush.ok
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """Write everything and stop; False if something could not be written."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join(timeout)
+        return not self._thread.is_alive() and self.problem is None
+
+    # The recorder's own thread
+
+    def _run(self) -> None:
+        closing = False
+        while not closing:
+            self._wake.wait(self._pause())
+            self._wake.clear()
+            closing = self._closing  # what was observed before `close` is still taken in
+            flushes = [self._flushes.popleft() for _ in range(len(self._flushes))]
+            self._take_in()
+            if closing or flushes or time.monotonic() >= self._retry_due:
+                self._write(urgent=closing or bool(flushes))
+            for flush in flushes:
+                flush.ok = self.problem is None
+                flush.done.set()
+
+    def _pause(self) -> float | None:
+        """Seconds until there is something to do; None when only an event can bring it."""
+        now = time.monotonic()
+        due = []
+        if self._recordings:
+            due.append(now + self._flush_s)
+        if self._draft != self._draft_written:
+            due.append(self._draft_due)
+        return max(0.0, min(due) - now, self._retry_due - now) if due else None
+
+    def _take_in(self) -> None:
+        while self._arrived:
+            event = self._arrived.popleft()
+            if isinstance(event, Started):
+                self._recordings[event.job_id] = _Recording(event, time.time())
+                continue
+            recording = self._recordings.get(event.job_id)
+            if recording is None:
+                continue  # a load, or a job that failed before it started
+            if isinstance(event, Token):
+                recording.text.append(event.text)
+                recording.token_ids.append(event.token_id)
+                recording.timings = event.timings
+            elif isinstance(event, (Finished, Failed, Cancelled)):
+                recording.end = event
+
+    def _write(self, urgent: bool) -> None:
+        problems = []
+        try:
+            self._write_recordings()
+        except HistoryError as error:
+            problems.append(str(error))
+        if urgent or time.monotonic() >= self._draft_due:
+            try:
+                self._write_draft()
+            except StorageError as error:
+                problems.append(str(error))
+        if not problems:
+            self.problem = None
+            self._retry_s = _FIRST_RETRY_S
+            self._retry_due = 0.0
+            return
+        if self.problem != problems[0]:
+            log.warning("%s", problems[0])
+        self.problem = problems[0]
+        self._retry_due = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+
+    def _write_recordings(self) -> None:
+        # In order, and no further than the first that fails: a later one may continue its text.
+        for job_id, recording in list(self._recordings.items()):
+            try:
+                self._save(job_id, recording)
+            except HistoryError:
+                raise
+            except Exception:
+                log.exception("the text of job %d cannot be kept", job_id)
+                del self._recordings[job_id]  # it would fail again and hold up all others
+                continue
+            if recording.end is not None:
+                del self._recordings[job_id]
+
+    def _save(self, job_id: int, recording: _Recording) -> None:
+        node = recording.node
+        if node is None:
+            node = recording.node = self._begin(recording)
+            self._nodes[job_id] = node
+            if len(self._nodes) > _REMEMBERED_JOBS:
+                self._nodes.popitem(last=False)
+        end = recording.end
+        timings = dataclasses.asdict(recording.timings)
+        if isinstance(end, Finished):
+            timings = dataclasses.asdict(end.timings)
+            self._store.finish(node, end.reason, timings, text=end.text, token_ids=end.token_ids)
+            return
+        if recording.token_ids:
+            self._store.append_text(node, "".join(recording.text), recording.token_ids)
+            recording.text.clear()
+            recording.token_ids.clear()
+        if isinstance(end, Failed):
+            self._store.finish(node, "failed", timings, message=end.message)
+        elif isinstance(end, Cancelled):
+            self._store.finish(node, "cancelled", timings)
+
+    def _begin(self, recording: _Recording) -> int:
+        started = recording.started
+        if recording.prompt_node is None:
+            recording.prompt_node = self._store.attach_prompt(started.prompt, started.parent)
+        return self._store.add(
+            "generation",
+            parent=recording.prompt_node,
+            model=started.model.name,
+            model_path=started.model.path,
+            weights_hash=started.model.weights_hash,
+            backend=started.model.backend,
+            precision=started.model.precision,
+            threads=started.model.threads,
+            seed=started.config.seed,
+            config=started.config.as_dict(),
+            created=recording.created,
+        )
+
+    def _write_draft(self) -> None:
+        draft = self._draft
+        if draft is not None and draft != self._draft_written:
+            save_draft(draft, self._draft_path)
+            self._draft_written = draft
+            self._draft_due = time.monotonic() + _DRAFT_S
