@@ -1,4 +1,4 @@
-"""GPT-2 Workbench: `python main.py` opens the window, `python main.py COMMAND` is the command line."""
+"""GPT-2 Workbench: no arguments open the window, a COMMAND is the command line."""
 
 import sys
 
@@ -7,7 +7,8 @@ def main() -> int:
     """Run the program; returns the exit status."""
     if sys.version_info[:2] != (3, 11):
         version = ".".join(map(str, sys.version_info[:2]))
-        print(f"GPT-2 Workbench needs Python 3.11, this is {version}; see README.md", file=sys.stderr)
+        message = f"GPT-2 Workbench needs Python 3.11, this is {version}; see README.md"
+        print(message, file=sys.stderr)
         return 2
     from app.cli import run
 

@@ -7,10 +7,11 @@ underscores. Expected failures are one line on standard error and exit status 1 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine import __version__
 from engine.config import GenerationConfig, LoadConfig, Option, Options
@@ -21,6 +22,13 @@ Explore, use and measure GPT-2 on an ordinary computer. Without a command the wi
 
 What GPT-2 writes is unfiltered, often biased, and made up: treat nothing of it as fact.
 """
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad usage is one line, not the whole usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def _with_dashes(argument: str) -> str:
@@ -68,14 +76,14 @@ def chosen(args: argparse.Namespace, options: type[Options]) -> dict[str, Any]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--verbose",
         action="store_true",
         default=argparse.SUPPRESS,
         help="log what happens to standard error too",
     )
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="main.py",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -190,13 +198,15 @@ def _dispatch(args: argparse.Namespace) -> int:
 
 def _window(config: LoadConfig, given: dict[str, Any]) -> int:
     """The window, or the terminal's prompt loop where no window can be opened."""
-    from app.window.errors import NoDisplayError
+    from app.terminal import prompt_loop
 
     try:
         from app.window.main_window import run_window
-
+        from app.window.platform import NoDisplayError
+    except ImportError as error:
+        logging.getLogger(__name__).warning("no window", exc_info=error)
+        return prompt_loop(config, f"its libraries cannot be loaded ({error})")
+    try:
         return run_window(given)
     except NoDisplayError as error:
-        from app.terminal import prompt_loop
-
         return prompt_loop(config, str(error))

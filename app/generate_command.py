@@ -124,9 +124,7 @@ def _json_lines(
     return status
 
 
-def result_object(
-    prompt: str, end: Finished, seed: int | None, model: ModelInfo
-) -> dict[str, Any]:
+def result_object(prompt: str, end: Finished, seed: int | None, model: ModelInfo) -> dict[str, Any]:
     """What `--json` prints for one text; `text` is the continuation without the prompt."""
     t = end.timings
     return {

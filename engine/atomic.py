@@ -22,7 +22,7 @@ _STALE_S = 3600.0  # a temporary file this old belongs to a program that was kil
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file's content, atomically and durably; StorageError leaves it as it was."""
     try:
-        path = path.resolve()  # through a link: it is its target that is to be replaced
+        path = Path(os.path.realpath(path))  # of a link it is the target that is replaced
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:

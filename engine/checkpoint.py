@@ -6,6 +6,7 @@ references in it are refused, and so are pickled weights.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -127,7 +128,9 @@ def read_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     data = _read_json(path)
     if data.get("auto_map"):
-        raise CheckpointError(f"{path} asks to run code of its own (auto_map); such a model is refused")
+        raise CheckpointError(
+            f"{path} asks to run code of its own (auto_map); such a model is refused"
+        )
     kind = data.get("model_type")
     if kind != "gpt2":
         shown = str(kind)[:40]
@@ -158,9 +161,7 @@ def read_config(folder: Path) -> ModelConfig:
         activation=activation,
         layer_norm_epsilon=float(epsilon),
         scale_attn_weights=_flag(data, path, "scale_attn_weights", True),
-        scale_attn_by_inverse_layer_idx=_flag(
-            data, path, "scale_attn_by_inverse_layer_idx", False
-        ),
+        scale_attn_by_inverse_layer_idx=_flag(data, path, "scale_attn_by_inverse_layer_idx", False),
         end_of_text=end if isinstance(end, int) and 0 <= end < vocab_size else None,
     )
     if config.parameters > 20_000_000_000:
@@ -182,7 +183,9 @@ def weight_files(folder: Path) -> list[Path]:
         files = []
         for name in sorted({str(n) for n in names.values()}):
             if Path(name).name != name or not name.endswith(".safetensors"):
-                raise CheckpointError(f"{folder / INDEX_FILE} names a file it may not: {name[:60]!r}")
+                raise CheckpointError(
+                    f"{folder / INDEX_FILE} names a file it may not: {name[:60]!r}"
+                )
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} lacks {name}; fetch the model again")
             files.append(folder / name)
@@ -233,18 +236,17 @@ class Checkpoint:
         """
         from safetensors import SafetensorError, safe_open
 
-        handles: dict[Path, Any] = {}
         try:
-            for name in self.config.tensor_shapes():
-                path, stored = self._where[name]
-                if path not in handles:
-                    handles[path] = safe_open(path, framework=framework).__enter__()
-                yield name, handles[path].get_tensor(stored)
+            with contextlib.ExitStack() as stack:
+                files = {
+                    path: stack.enter_context(safe_open(path, framework=framework))
+                    for path in {path for path, _ in self._where.values()}
+                }
+                for name in self.config.tensor_shapes():
+                    path, stored = self._where[name]
+                    yield name, files[path].get_tensor(stored)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.folder} cannot be read: {error}") from error
-        finally:
-            for handle in handles.values():
-                handle.__exit__(None, None, None)
 
     def not_finite(self, name: str) -> CheckpointError:
         """The error for a tensor that holds NaN or infinity."""
@@ -252,8 +254,6 @@ class Checkpoint:
             f"{self._where[name][0]}: {name} holds NaN or infinity; the file is damaged, "
             "fetch the model again"
         )
-
-
 
 
 def _header(path: Path) -> list[tuple[str, tuple[int, ...], str]]:

@@ -6,15 +6,15 @@ Knows nothing of tokens: training, evaluation and fine-tuning all take their tex
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import lzma
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 from engine.errors import CorpusError
 
-_OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+_COMPRESSED = {".xz", ".gz"}
 
 
 def format_record(record: dict[str, object]) -> str:
@@ -31,12 +31,19 @@ def format_record(record: dict[str, object]) -> str:
     return f"{title}\nby {author}\n\n{text}" if author else f"{title}\n\n{text}"
 
 
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix == ".xz":
+        return lzma.open(path)
+    if path.suffix == ".gz":
+        return cast(IO[bytes], gzip.open(path))
+    return path.open("rb")
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file, line ends kept; .xz and .gz are unpacked on the way."""
-    opener = _OPENERS.get(path.suffix)
     try:
-        with opener(path, "rb") if opener else path.open("rb") as raw:
-            for number, line in enumerate(io.BufferedReader(raw), 1):  # type: ignore[type-var]
+        with _open(path) as raw:
+            for number, line in enumerate(raw, 1):
                 try:
                     yield number, line.decode("utf-8")
                 except UnicodeDecodeError as error:
@@ -52,7 +59,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def is_json_lines(path: Path) -> bool:
     """Whether the name (compression aside) says that the file holds one JSON object a line."""
-    suffixes = [s for s in path.suffixes if s not in _OPENERS]
+    suffixes = [s for s in path.suffixes if s not in _COMPRESSED]
     return bool(suffixes) and suffixes[-1] in {".jsonl", ".ndjson"}
 
 

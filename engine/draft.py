@@ -9,7 +9,6 @@ from engine import paths
 from engine.atomic import read_text, write_text
 from engine.errors import StorageError
 
-
 DRAFT_NAME = "draft.txt"
 
 

@@ -78,8 +78,11 @@ def link(repository: str, revision: str, name: str, etag: str) -> Path:
     pointer = snapshot_folder(repository, revision) / name
     pointer.parent.mkdir(parents=True, exist_ok=True)
     if are_symlinks_supported(hub_cache()):
-        pointer.unlink(missing_ok=True)
-        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+        # Replaced in one step, so that no other program ever finds the name missing.
+        temporary = pointer.with_name(f".{name}.{os.getpid()}.link")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
+        os.replace(temporary, pointer)
     else:
         os.replace(blob, pointer)
     return pointer
@@ -95,7 +98,8 @@ def folder_bytes(folder: Path) -> int:
     """Bytes of all files below a folder; links are not followed."""
     total = 0
     for where, _, names in os.walk(folder):
-        total += sum(size_of(Path(where, name)) for name in names)
+        files = [Path(where, name) for name in names]
+        total += sum(size_of(path) for path in files if not path.is_symlink())
     return total
 
 
@@ -113,32 +117,30 @@ def remove_revision(repository: str, revision: str) -> int:
     Blobs that other revisions use are kept. Raises StorageError where a download of it is under
     way, the cache is damaged, or a file cannot be deleted.
     """
-    folder = repository_folder(repository)
-    before = folder_bytes(folder)
-    if not folder.is_dir():
-        return 0
-    _remove_partials(repository)
+    freed = _remove_partials(repository)
     snapshot = snapshot_folder(repository, revision)
     if snapshot.is_dir():
         for path in snapshot.rglob("*"):
             if path.is_symlink() and not path.exists():
                 path.unlink()  # a dangling link would make the whole repository unreadable
-        _delete_snapshot(repository, revision)
+        freed += _delete_snapshot(repository, revision)
         if snapshot.exists():
             raise StorageError(
                 f"{snapshot} cannot be deleted; close the programs that use it and try again"
             )
-    return before - folder_bytes(folder)
+    return freed
 
 
-def _remove_partials(repository: str) -> None:
+def _remove_partials(repository: str) -> int:
     from filelock import FileLock, Timeout
 
+    freed = 0
     for path in partial_files(repository):
         lock = lock_path(repository, path.name.removesuffix(PARTIAL_SUFFIX))
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(lock, timeout=0, mode=0o664):
+                freed += size_of(path)
                 path.unlink(missing_ok=True)
         except Timeout:
             raise StorageError(
@@ -148,9 +150,10 @@ def _remove_partials(repository: str) -> None:
             raise StorageError(
                 f"{path} cannot be deleted: {error.strerror or error}; check its permissions"
             ) from error
+    return freed
 
 
-def _delete_snapshot(repository: str, revision: str) -> None:
+def _delete_snapshot(repository: str, revision: str) -> int:
     from huggingface_hub import scan_cache_dir
 
     cache = scan_cache_dir(hub_cache())
@@ -165,4 +168,6 @@ def _delete_snapshot(repository: str, revision: str) -> None:
             f"the hub cache is damaged at {repository_folder(repository)}; delete that folder "
             "by hand"
         )
-    cache.delete_revisions(revision).execute()
+    strategy = cache.delete_revisions(revision)
+    strategy.execute()
+    return strategy.expected_freed_size

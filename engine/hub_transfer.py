@@ -147,9 +147,10 @@ class HubTransfer:
         pointer = self._pointer(file)
         if not _has_size(pointer, file.size):
             with self._lock(file):
-                if not _has_size(hub_cache.blob_path(self.repository, file.etag), file.size):
-                    self._fetch_blob(file)
-                pointer = hub_cache.link(self.repository, self.revision, file.name, file.etag)
+                if not _has_size(pointer, file.size):  # another download may have been faster
+                    if not _has_size(hub_cache.blob_path(self.repository, file.etag), file.size):
+                        self._fetch_blob(file)
+                    hub_cache.link(self.repository, self.revision, file.name, file.etag)
         self.received = begun_at + hub_cache.size_of(pointer)
         return pointer
 

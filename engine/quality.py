@@ -19,7 +19,6 @@ from engine.errors import CorpusError
 from engine.tokenizer import Tokenizer
 
 
-
 @dataclass(frozen=True)
 class Quality:
     """Figures over a whole text; the last two only beside a reference."""
@@ -45,15 +44,14 @@ def log_softmax(logits: Logits) -> NDArray[np.float32]:
     """Natural-log probabilities of (T, V) logits, (T, V) float32."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
-    return shifted - np.log(total).astype(np.float32)
+    return np.asarray(shifted - np.log(total).astype(np.float32))
 
 
 def windows(tokens: list[int], start: int, context: int) -> list[tuple[list[int], list[int]]]:
     """(inputs, targets) of a document begun by token `start`, each at most `context` long."""
-    stream = [start, *tokens]
+    inputs = [start, *tokens[:-1]]
     return [
-        (stream[i : i + context], stream[i + 1 : i + context + 1])
-        for i in range(0, len(tokens), context)
+        (inputs[i : i + context], tokens[i : i + context]) for i in range(0, len(tokens), context)
     ]
 
 
@@ -89,9 +87,7 @@ def evaluate(
             token_count += len(targets)
             if reference is not None:
                 expected = log_softmax(_score(reference, inputs))
-                divergence += float(
-                    (np.exp(expected) * (expected - logs)).sum(dtype=np.float64)
-                )
+                divergence += float((np.exp(expected) * (expected - logs)).sum(dtype=np.float64))
                 agreeing += int((expected.argmax(axis=1) == logs.argmax(axis=1)).sum())
         text_bytes += len(text.encode())
         count += 1

@@ -173,9 +173,7 @@ class Worker:
         Cancelled; in the last two cases the model before stays."""
         return self._submit(_LoadCommand(self._new_job(), config))
 
-    def generate(
-        self, prompt: str, config: GenerationConfig, *, parent: int | None = None
-    ) -> Job:
+    def generate(self, prompt: str, config: GenerationConfig, *, parent: int | None = None) -> Job:
         """Continue a prompt. Started, Prefill ..., Token ..., then Finished or Failed; Cancelled
         where it was given up before it began."""
         return self._submit(

@@ -145,9 +145,11 @@ def _overlapping(data: bytes) -> bytes:
     header = json.loads(data[8 : 8 + length])
     names = [n for n in header if n != "__metadata__"]
     a = next(n for n in names if header[n]["data_offsets"][0] == 0)
-    b = next(
-        n for n in names if n != a and header[n]["shape"] == header[a]["shape"]
-    ) if sum(header[n]["shape"] == header[a]["shape"] for n in names) > 1 else names[-1]
+    b = (
+        next(n for n in names if n != a and header[n]["shape"] == header[a]["shape"])
+        if sum(header[n]["shape"] == header[a]["shape"] for n in names) > 1
+        else names[-1]
+    )
     header[b]["data_offsets"] = header[a]["data_offsets"]
     text = json.dumps(header).encode()
     text += b" " * (length - len(text)) if len(text) <= length else b""
@@ -158,7 +160,9 @@ def _flipped_header(data: bytes) -> bytes:
     return data[:20] + bytes([data[20] ^ 0xFF]) + data[21:]
 
 
-@pytest.mark.parametrize("spoil", [_truncated, _extended, _huge_header, _overlapping, _flipped_header])
+@pytest.mark.parametrize(
+    "spoil", [_truncated, _extended, _huge_header, _overlapping, _flipped_header]
+)
 def test_spoilt_weights_are_named(folder: Path, spoil: Any) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(spoil(path.read_bytes()))

@@ -42,7 +42,7 @@ def test_uniform_depends_on_seed_sequence_and_position_only() -> None:
 
 def test_uniform_is_uniform() -> None:
     drawn = np.array([uniform(1, 0, i) for i in range(20_000)])
-    assert 0.0 <= drawn.min() and drawn.max() < 1.0
+    assert drawn.min() >= 0.0 and drawn.max() < 1.0
     counts, _ = np.histogram(drawn, bins=20, range=(0, 1))
     # Chi-square with 19 degrees of freedom: 43.8 is exceeded once in a thousand.
     assert ((counts - 1000) ** 2 / 1000).sum() < 43.8

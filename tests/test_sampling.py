@@ -38,9 +38,7 @@ def test_processors_leave_what_transformers_leaves(
     if p < 1.0:
         theirs = TopPLogitsWarper(p)(ids, theirs)
     ours = Candidates(np.arange(size), logits.astype(np.float64))
-    for process in build_processors(
-        GenerationConfig(temperature=temperature, top_k=k, top_p=p)
-    ):
+    for process in build_processors(GenerationConfig(temperature=temperature, top_k=k, top_p=p)):
         ours = process(ours)
     expected = theirs[0].numpy()
     assert ours.ids.tolist() == np.flatnonzero(np.isfinite(expected)).tolist()

@@ -89,9 +89,7 @@ def test_gpt2_ids_equal_those_of_transformers() -> None:
     from transformers import GPT2TokenizerFast
 
     ours = Tokenizer(SHARED, 50256)
-    theirs = GPT2TokenizerFast(
-        vocab=str(SHARED / "vocab.json"), merges=str(SHARED / "merges.txt")
-    )
+    theirs = GPT2TokenizerFast(vocab=str(SHARED / "vocab.json"), merges=str(SHARED / "merges.txt"))
     for text in ("Hello, world!  It's   2026.\n\tIndented", "naïve café Ω 漢字 🙂🏽", " a  b"):
         assert ours.encode(text) == theirs(text)["input_ids"]
         assert ours.decode(ours.encode(text)) == text

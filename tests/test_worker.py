@@ -24,9 +24,9 @@ from engine.events import (
     Started,
     Token,
 )
+from engine.slots import SlotPool
 from engine.tokenizer import Tokenizer
 from engine.worker import Worker, _Held
-from engine.slots import SlotPool
 from tests.scripted import ScriptedBackend, model_info
 
 GREEDY = GenerationConfig(decoding="greedy", max_new_tokens=8)

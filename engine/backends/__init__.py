@@ -74,7 +74,8 @@ def resolve(backend: str | None, precision: str | None) -> tuple[BackendSpec, st
     precision = precision or spec.default_precision
     if precision not in spec.precisions:
         raise ConfigError(
-            f"backend {spec.name} has no precision {precision}; it has: {', '.join(spec.precisions)}"
+            f"backend {spec.name} has no precision {precision}; "
+            f"it has: {', '.join(spec.precisions)}"
         )
     return spec, precision
 

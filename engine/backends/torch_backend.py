@@ -223,7 +223,9 @@ def load(
 def _read_weights(checkpoint: Checkpoint, precision: str, progress: Progress) -> GPT2LMHeadModel:
     config = checkpoint.config
     with torch.device("meta"):
-        model = GPT2LMHeadModel._from_config(_transformers_config(config), attn_implementation="sdpa")
+        model = GPT2LMHeadModel._from_config(
+            _transformers_config(config), attn_implementation="sdpa"
+        )
     model.eval()
     total = config.parameters
     read = 0
@@ -300,5 +302,3 @@ def weight_bytes(model: nn.Module) -> int:
         for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
     return sum(seen.values())
-
-

@@ -110,7 +110,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, out: Path) -> Non
 
 
 def write_tokens(documents: list[str], tokenizer_dir: Path, path: Path, seed: int) -> int:
-    """Encode the documents in a shuffled order into one file of uint16; returns their UTF-8 bytes."""
+    """Encode the documents, shuffled, into one file of uint16; returns their UTF-8 bytes."""
     from tokenizers import ByteLevelBPETokenizer
 
     tokenizer = ByteLevelBPETokenizer(*_read_bpe(tokenizer_dir))
@@ -233,9 +233,7 @@ def save_state(
     os.replace(temporary, work / STATE_FILE)
 
 
-def load_state(
-    work: Path, model: GPT2LMHeadModel, optimizers: list[torch.optim.Optimizer]
-) -> int:
+def load_state(work: Path, model: GPT2LMHeadModel, optimizers: list[torch.optim.Optimizer]) -> int:
     """Restore what `save_state` wrote and return the number of steps done; 0 if there is none."""
     path = work / STATE_FILE
     if not path.exists():
@@ -347,7 +345,7 @@ def train(
                 loss_of(*valid_tokens.batch(rng, recipe.batch_size, recipe.context, 0.0)).item()
                 for _ in range(6)
             ]
-        return float(np.mean(losses)) * bits_per_nat
+        return float(np.mean(losses) * bits_per_nat)
 
     def save() -> float:
         save_state(work, step, model, optimizers)
@@ -401,9 +399,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     for field in dataclasses.fields(Recipe):
         kind = float if isinstance(field.default, float) else int
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"), type=kind, default=field.default
-        )
+        parser.add_argument("--" + field.name.replace("_", "-"), type=kind, default=field.default)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
