@@ -75,9 +75,14 @@ find_python() {
     return 1
 }
 
+# Root may install what Debian packs apart; everybody else is told the command.
+install_venv_module() {
+    [ -n "$python_without_venv" ] && is_root && have apt-get && apt_install python3.11-venv
+}
+
 make_venv() {
     rm -rf "$venv"
-    if find_python; then
+    if find_python || { ! have uv && install_venv_module && find_python; }; then
         say "making $venv with $python"
         "$python" -m venv "$venv"
     elif have uv; then
@@ -85,11 +90,7 @@ make_venv() {
         uv venv --seed --python 3.11 "$venv" ||
             fail "uv could not supply Python 3.11; install Python 3.11 and run this again."
     elif [ -n "$python_without_venv" ]; then
-        if is_root && have apt-get && apt_install python3.11-venv && find_python; then
-            "$python" -m venv "$venv"
-        else
-            fail "$python_without_venv has no venv module; install it (sudo apt-get install python3.11-venv) and run this again."
-        fi
+        fail "$python_without_venv has no venv module; install it (sudo apt-get install python3.11-venv) and run this again."
     else
         fail "Python 3.11 is needed and was not found: install it (Debian 12: sudo apt-get install python3.11 python3.11-venv) or uv, and run this again."
     fi
