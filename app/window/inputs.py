@@ -76,6 +76,7 @@ class InputQueue:
     def __init__(self) -> None:
         self.events: list[KeyPress | Typed] = []
         self.focus: object | None = None
+        self._deferred: list[KeyPress | Typed] = []
         self.redraw_at: float | None = None  # time.monotonic() at which a frame is wanted
         self._unanswered = 0  # printable keys pressed that have produced no character yet
 
@@ -141,9 +142,17 @@ class InputQueue:
         at = time.monotonic() + seconds
         self.redraw_at = at if self.redraw_at is None else min(at, self.redraw_at)
 
+    def defer(self, events: list[KeyPress | Typed]) -> None:
+        """Keep events for the next frame: what was typed behind an Enter that is acted on first."""
+        for event in events:
+            self.consume(event)
+        self._deferred += events
+        if events:
+            self.redraw_in(0.0)
+
     def clear(self) -> None:
         """Drop what is left at the end of a frame; focus and composition stay."""
-        self.events = []
+        self.events, self._deferred = self._deferred, []
 
 
 _current = InputQueue()

@@ -6,7 +6,8 @@ own sizes, so that zoom and HiDPI reach every distance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import imgui
 
@@ -154,6 +155,16 @@ def color(name: str, alpha: float = 1.0) -> Rgba:
 def u32(name: str, alpha: float = 1.0) -> int:
     """A palette colour as draw lists take it (inside a frame only)."""
     return int(imgui.get_color_u32_rgba(*color(name, alpha)))
+
+
+@contextmanager
+def popup_padding() -> Iterator[None]:
+    """Room inside menus and tooltips, where the window around has none."""
+    imgui.push_style_var(imgui.STYLE_WINDOW_PADDING, (px(12), px(8)))
+    try:
+        yield
+    finally:
+        imgui.pop_style_var()
 
 
 def apply(theme_name: str, ui_scale: float = 1.0) -> None:

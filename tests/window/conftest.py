@@ -1,0 +1,53 @@
+"""Fixtures of the window's tests: Dear ImGui without a display, and a real X server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.window.headless import HeadlessImgui
+
+
+@pytest.fixture
+def headless_imgui() -> Iterator[HeadlessImgui]:
+    """A Dear ImGui context with the real fonts and no display."""
+    context = HeadlessImgui()
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def xvfb_display() -> Iterator[str]:
+    """An X server without a screen, 1280 x 800; its display name."""
+    if shutil.which("Xvfb") is None:
+        pytest.skip("Xvfb is not installed (Debian: apt-get install xvfb xdotool)")
+    read_end, write_end = os.pipe()
+    server = subprocess.Popen(
+        ["Xvfb", "-displayfd", str(write_end), "-screen", "0", "1280x800x24", "-nolisten", "tcp"],
+        pass_fds=(write_end,),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(write_end)
+    try:
+        with os.fdopen(read_end) as numbers:
+            number = numbers.readline().strip()  # Xvfb writes it once it accepts clients
+        if not number:
+            raise RuntimeError("Xvfb did not start")
+        yield f":{number}"
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+@pytest.fixture
+def xvfb(xvfb_display: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`xvfb_display` as DISPLAY, with software OpenGL, for this test and its children."""
+    monkeypatch.setenv("DISPLAY", xvfb_display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("LIBGL_ALWAYS_SOFTWARE", "1")
+    return xvfb_display
