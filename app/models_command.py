@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,10 +17,8 @@ from rich.text import Text
 from engine import catalog
 from engine.catalog import ModelEntry
 from engine.config import PRECISIONS
-from engine.download import DownloadCancelled, Progress, download
+from engine.download import Progress, download
 from engine.memory import available_bytes, estimate_bytes, human_bytes
-
-_PLAIN_STEP = 0.1  # share of the download between two lines where there is no terminal
 
 
 def list_command(json: bool = False) -> int:
@@ -78,7 +76,7 @@ def _millions(parameters: int) -> str:
 def _memory_cell(entry: ModelEntry, precision: str, free: int) -> Text:
     needed = estimate_bytes(entry.shape, precision).needed
     fits = needed <= free
-    return Text(f"{needed / 1e9:.1f}" + " *"[not fits], style="" if fits else "red")
+    return Text(f"{needed / 1e9:.1f}" + ("" if fits else "*"), style="" if fits else "red")
 
 
 def _print_disk_use(console: Console) -> None:
@@ -146,13 +144,12 @@ def download_command(name: str) -> int:
     if (folder := catalog.local_folder(entry)) is not None:
         print(f"{entry.name} is on this disk already: {folder}")
         return 0
-    cancelled = threading.Event()
     try:
         if sys.stdout.isatty():
-            folder = _download_on_terminal(entry, cancelled)
+            folder = _download_on_terminal(entry)
         else:
-            folder = download(entry, _plain_progress(entry.name), cancelled)
-    except (KeyboardInterrupt, DownloadCancelled):
+            folder = download(entry, _plain_progress(entry.name))
+    except KeyboardInterrupt:
         kept = human_bytes(catalog.disk_bytes(entry))
         print(
             f"stopped; {kept} are kept, and `python main.py models download {entry.name}` goes on "
@@ -164,7 +161,7 @@ def download_command(name: str) -> int:
     return 0
 
 
-def _download_on_terminal(entry: ModelEntry, cancelled: threading.Event) -> Any:
+def _download_on_terminal(entry: ModelEntry) -> Path:
     from rich import progress
 
     bar = progress.Progress(
@@ -180,19 +177,19 @@ def _download_on_terminal(entry: ModelEntry, cancelled: threading.Event) -> Any:
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        return download(entry, show, cancelled)
+        return download(entry, show)
 
 
 def _plain_progress(name: str) -> Progress:
     """A line at the start and at every tenth, for logs and pipes."""
-    following = 0.0
+    said = -1
 
     def show(done: int, total: int) -> None:
-        nonlocal following
-        share = done / total if total else 1.0
-        if share >= following:
-            print(f"{name}: {human_bytes(done)} of {human_bytes(total)} ({share:.0%})", flush=True)
-            following = share - share % _PLAIN_STEP + _PLAIN_STEP
+        nonlocal said
+        percent = 100 * done // total
+        if percent // 10 > said:
+            said = percent // 10
+            print(f"{name}: {human_bytes(done)} of {human_bytes(total)} ({percent}%)", flush=True)
 
     return show
 

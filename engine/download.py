@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import catalog, hub_transfer
+from engine import catalog, hub_errors, hub_transfer
 from engine.catalog import ModelEntry
 from engine.errors import DownloadError
 from engine.hub_transfer import HubTransfer, RemoteFile, Stopped
@@ -36,7 +36,7 @@ def download(
     if entry.source != "hub":
         raise DownloadError(f"{entry.name} is not a model of the hub; there is nothing to download")
     if hub_transfer.is_offline():
-        raise hub_transfer.offline_error(entry.name)
+        raise hub_errors.offline_error(entry.name)
     run = _Run(entry)
     run.thread.start()
     reported = (-1, -1)
@@ -50,11 +50,11 @@ def download(
             run.thread.join(_POLL_S)
     finally:
         run.transfer.stop()
-        # It ends at once unless it waits for a first answer; then it ends by itself, holding
-        # neither a lock nor a file.
+        # It ends at once unless it waits for a first answer. Then it ends by itself after the
+        # network's timeout, having written nothing, and a next download waits for that.
         run.thread.join(_JOIN_S)
     if run.error is not None:
-        raise hub_transfer.explain(run.error, entry.name) from run.error
+        raise hub_errors.explain(run.error, entry.name) from run.error
     folder = catalog.local_folder(entry)
     if folder is None:
         raise DownloadError(

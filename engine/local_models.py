@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine import paths
 from engine.checkpoint import ModelConfig, read_config, weight_files
-from engine.errors import EngineError, StorageError
+from engine.errors import EngineError, ModelNotFoundError, StorageError
 
 _LIST_FILE = "models.json"
 _FILES_OF_A_FOLDER = {".safetensors", ".json", ".txt"}
@@ -30,10 +30,16 @@ def open_folder(path: Path) -> tuple[Path, ModelConfig]:
     ModelNotFoundError or CheckpointError where it is no GPT-2 folder with safetensors weights.
     """
     folder = Path(os.path.abspath(path.expanduser()))
-    if folder.is_file() and folder.suffix in _FILES_OF_A_FOLDER:
-        folder = folder.parent
-    shape = read_config(folder)
-    weight_files(folder)
+    try:
+        if folder.is_file() and folder.suffix in _FILES_OF_A_FOLDER:
+            folder = folder.parent
+        shape = read_config(folder)
+        weight_files(folder)
+    except OSError as error:  # no permission, a name that is too long
+        shown = str(folder) if len(str(folder)) <= 200 else str(folder)[:197] + "..."
+        raise ModelNotFoundError(
+            f"{shown} cannot be opened: {error.strerror or error}; give another folder"
+        ) from error
     return folder, shape
 
 

@@ -98,9 +98,10 @@ class FakeHub:
         self.status: dict[tuple[str, str], int] = {}  # (method, file) -> error instead of answer
         self.cuts: dict[str, list[int]] = {}  # bytes after which each GET in turn is cut
         self.hang_after: dict[str, int] = {}  # bytes after which a GET stalls until `release`
-        self.silent: set[str] = set()  # files whose HEAD is not answered until `release`
+        self.silent: set[tuple[str, str]] = set()  # (method, file) unanswered until `release`
         self.sent_instead: dict[str, bytes] = {}  # a body that is not what was announced
         self.ignores_ranges = False
+        self.arrived = threading.Event()  # set at each request
         self.release = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -163,7 +164,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self.headers["Authorization"],
             )
             hub.requests.append(request)
-            if method == "HEAD" and name in hub.silent:
+            hub.arrived.set()
+            if (method, name) in hub.silent:
                 hub.release.wait(30)
             if error := hub.status.get((method, name)):
                 return self._empty(error)

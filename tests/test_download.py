@@ -133,14 +133,27 @@ def test_server_without_ranges_starts_over(hub: FakeHub, entry: ModelEntry) -> N
     assert max(seen) == TOTAL
 
 
-def test_cancel_while_the_hub_is_silent(hub: FakeHub, entry: ModelEntry) -> None:
-    hub.silent.add("config.json")
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_cancel_while_the_hub_is_silent(hub: FakeHub, entry: ModelEntry, method: str) -> None:
+    hub.silent.add((method, "config.json"))
     cancelled = threading.Event()
-    cancelled.set()
-    begun = time.monotonic()
+    waiting = {"HEAD": 1, "GET": len(entry.files) + 1}[method]
+
+    def cancel() -> None:
+        while len(hub.requests) < waiting:
+            hub.arrived.wait(10)
+            hub.arrived.clear()
+        cancelled.set()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
     with pytest.raises(DownloadCancelled):
         download(entry, ignore, cancelled)
-    assert time.monotonic() - begun < 2.0
+    canceller.join()
+    # The request that is still waiting does not stand in the next one's way.
+    hub.silent.clear()
+    hub.release.set()
+    assert_complete(download(entry, ignore))
 
 
 def test_interrupt_in_the_progress_display_stops_the_transfer(
