@@ -152,7 +152,7 @@ def download_command(name: str) -> int:
     except KeyboardInterrupt:
         kept = human_bytes(catalog.disk_bytes(entry))
         print(
-            f"stopped; {kept} are kept, and `python main.py models download {entry.name}` goes on "
+            f"stopped with {kept} on disk; `python main.py models download {entry.name}` goes on "
             "from there",
             file=sys.stderr,
         )

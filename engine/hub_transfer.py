@@ -27,7 +27,6 @@ from engine.memory import human_bytes
 if TYPE_CHECKING:
     import httpx
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
 RETRIES = 5  # in a row, without a single new byte
 RETRY_WAIT_S = 1.0
 _SPARE_BYTES = 32_000_000  # left free on the disk
@@ -57,7 +56,9 @@ class RemoteFile:
 
 def endpoint() -> str:
     """The hub's address: HF_ENDPOINT, or the public hub."""
-    return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def is_offline() -> bool:

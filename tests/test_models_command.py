@@ -135,7 +135,7 @@ def test_interrupt_stops_cleanly_and_says_that_it_resumes(
         patch.setattr(models_command, "_plain_progress", interrupt)
         assert models_command.download_command("tiny") == 130
     said = capsys.readouterr().err
-    assert "stopped; 500 kB are kept" in said
+    assert "stopped with 500 kB on disk" in said
     assert "python main.py models download tiny" in said
     hub.hang_after.clear()
     assert models_command.download_command("tiny") == 0
