@@ -22,6 +22,10 @@ class ExportError(EngineError):
     """The text could not be written where it was asked for."""
 
 
+class FileExistsAlreadyError(ExportError):
+    """There is a file of that name, which may be replaced only when the user says so."""
+
+
 def as_text(output: Output) -> str:
     """The prompt and its continuation, as in the window."""
     return output.full_text
@@ -68,8 +72,8 @@ def default_path(output: Output, suffix: str, now: float | None = None) -> Path:
 
 
 def write(path: Path, content: str, *, overwrite: bool = False) -> Path:
-    """Write atomically. ExportError where a file is there and may not be replaced, StorageError
-    where the disk refuses."""
+    """Write atomically. FileExistsAlreadyError unless it may be replaced, StorageError where the
+    disk refuses, ExportError for no usable name."""
     try:
         path = path.expanduser()
         taken, is_folder = path.exists(), path.is_dir()
@@ -78,7 +82,7 @@ def write(path: Path, content: str, *, overwrite: bool = False) -> Path:
     if is_folder:
         raise ExportError(f"{path} is a folder; add a file name")
     if taken and not overwrite:
-        raise ExportError(f"{path} exists already; choose another name or replace it")
+        raise FileExistsAlreadyError(f"{path} exists already; choose another name or replace it")
     # A lone surrogate cannot be written as UTF-8; it must not cost the rest.
     atomic.write_bytes(path, content.encode("utf-8", "replace"))
     return path

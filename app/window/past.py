@@ -149,9 +149,9 @@ def _config(node: Node) -> GenerationConfig | None:
 
 
 def _timings(node: Node) -> Timings:
-    known = {field.name: type(field.default) for field in dataclasses.fields(Timings)}
+    known = dataclasses.asdict(Timings())
     values: dict[str, Any] = {
-        name: known[name](value)
+        name: type(known[name])(value)
         for name, value in node.timings.items()
         if name in known and isinstance(value, (int, float))
     }

@@ -32,7 +32,7 @@ from engine.events import (
     Token,
 )
 
-MAX_BANNERS = 4
+MAX_BANNERS = 3
 SERIES_LENGTH = 240  # points of the tokens/s sparkline
 RATE_WINDOW = 8  # tokens over which the live rate is averaged
 
@@ -486,6 +486,8 @@ class AppState:
 
     def _end(self, event: Finished) -> None:
         output = self.output
+        if not event.text.startswith(output.text):
+            self.output_version += 1
         output.text = event.text  # includes what the stream decoder had held back
         if output.spans:
             output.spans[-1] = (output.spans[-1][0], len(event.text))

@@ -1,0 +1,223 @@
+"""The History tab: every text ever written here, to search, look at and take up again."""
+
+from __future__ import annotations
+
+import time
+
+import imgui
+
+from app.window import clipboard, fonts, theme, widgets
+from app.window import format as fmt
+from app.window.clipboard import clean_text
+from app.window.facts import short_name
+from app.window.theme import px
+from app.window.ui import Ui
+from engine.history import Node
+
+ROW_HEIGHT = 56.0
+SEARCH_PAUSE_S = 0.25  # a search starts once the typing rests
+
+
+class HistoryPanel:
+    """List on the left, the selected entry on the right."""
+
+    def __init__(self) -> None:
+        self._query = ""
+        self._typed_at = 0.0
+
+    def draw(self, ui: Ui, width: float, height: float) -> None:
+        self._search(ui)
+        top = imgui.get_cursor_pos_y()
+        height -= px(44)
+        list_width = max(px(240), min(px(420), width * 0.42))
+        with widgets.child("entries", list_width, height, padding=(8, 8)):
+            self._list(ui)
+        imgui.same_line(spacing=px(8))
+        imgui.set_cursor_pos_y(top)
+        with widgets.child("entry", width - list_width - px(8), height):
+            _details(ui)
+
+    def _search(self, ui: Ui) -> None:
+        past = ui.past
+        with widgets.item_width(px(320)):
+            changed, query = imgui.input_text_with_hint(
+                "##history search", "Search all texts", self._query, 400
+            )
+        ui.mark("history.search")
+        now = ui.session.clock()
+        if changed:
+            self._query, self._typed_at = clean_text(query), now
+        if self._query != past.query:
+            if now - self._typed_at >= SEARCH_PAUSE_S:
+                past.search(self._query)
+            else:
+                from app.window import inputs
+
+                inputs.current().redraw_in(SEARCH_PAUSE_S)
+        imgui.same_line(spacing=px(16))
+        imgui.align_text_to_frame_padding()
+        if past.query:
+            more = "" if past.complete else "+"
+            widgets.label(f"{len(past.entries):,}{more} found")
+        elif past.total is not None:
+            total = past.total
+            widgets.label(f"{total:,} entry" if total == 1 else f"{total:,} entries")
+        if past.hidden is not None:
+            imgui.same_line(spacing=px(16))
+            if widgets.link_button("Undo remove", "Bring back the entry removed last."):
+                past.unhide()
+            ui.mark("history.undo")
+
+    def _list(self, ui: Ui) -> None:
+        past = ui.past
+        if not past.entries:
+            if past.loading:
+                widgets.small("Reading the history ...")
+            elif past.query:
+                widgets.small("No text holds these words.")
+            else:
+                widgets.small("Nothing yet. What you write in the Write tab is kept here.")
+            return
+        # Only the rows in view are drawn; empty space stands for the others.
+        row = px(ROW_HEIGHT)
+        scroll, view = imgui.get_scroll_y(), imgui.get_window_height()
+        first = max(0, int(scroll // row) - 1)
+        last = min(len(past.entries), int((scroll + view) // row) + 2)
+        start = imgui.get_cursor_pos_y()
+        for index in range(first, last):
+            imgui.set_cursor_pos_y(start + index * row)
+            _row(ui, past.entries[index], row)
+            if index == 0:
+                ui.mark("history.first")
+        imgui.set_cursor_pos_y(start + len(past.entries) * row)
+        imgui.dummy(1, 1)
+        if last >= len(past.entries):
+            past.more()
+
+
+def _row(ui: Ui, node: Node, height: float) -> None:
+    past = ui.past
+    chosen = past.selected is not None and past.selected.id == node.id
+    x, y = imgui.get_cursor_screen_pos()
+    width = imgui.get_content_region_available_width()
+    with widgets.id(str(node.id)):
+        pressed = imgui.invisible_button("row", width, height - px(2))
+    hovered = imgui.is_item_hovered()
+    if pressed and not chosen:
+        past.select(node)
+    draw = imgui.get_window_draw_list()
+    if chosen or hovered:
+        shade = theme.u32("hover" if chosen else "raised")
+        draw.add_rect_filled(x, y, x + width, y + height - px(2), shade, px(theme.ROUNDING))
+    if hovered:
+        imgui.set_mouse_cursor(imgui.MOUSE_CURSOR_HAND)
+    preview = " ".join(node.text[:300].split()) or "(nothing was written)"
+    with fonts.use("ui"):
+        shown = _cut(fonts.show(preview), width - px(16))
+        draw.add_text(x + px(8), y + px(6), theme.u32("text"), shown)
+    with fonts.use("small"):
+        line = " \u00b7 ".join(_summary(node))
+        line = _cut(fonts.show(line), width - px(16))
+        draw.add_text(x + px(8), y + px(30), theme.u32("dim"), line)
+
+
+def _cut(text: str, width: float) -> str:
+    """The beginning of a text that fits, with an ellipsis where it was cut."""
+    if imgui.calc_text_size(text).x <= width:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if imgui.calc_text_size(text[:middle] + "\u2026").x <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low].rstrip() + "\u2026"
+
+
+def _summary(node: Node) -> list[str]:
+    parts = [time.strftime("%d %b %H:%M", time.localtime(node.created))]
+    if node.model:
+        parts.append(f"{short_name(node.model)} {node.precision}")
+    if node.token_ids:
+        parts.append(fmt.plural(len(node.token_ids), "token"))
+    if node.finish_reason in (None, "failed"):
+        parts.append("interrupted" if node.finish_reason is None else "failed")
+    return parts
+
+
+def _details(ui: Ui) -> None:
+    past, node = ui.past, ui.past.selected
+    if node is None:
+        if past.entries:
+            widgets.small("Choose an entry on the left to see it whole.")
+        return
+    output = past.selected_output()
+    with widgets.disabled(None if output else "It is still being read."):
+        if widgets.primary_button(
+            "Restore", tip="Show the text and take over its prompt, settings and seed."
+        ) and output is not None:
+            ui.state.restore(output)
+            ui.tab = "Write"
+        ui.mark("history.restore")
+        imgui.same_line()
+        if widgets.button("Open as prompt", tip="Put the whole text into the prompt."):
+            if output is not None:
+                ui.state.set_prompt(output.full_text)
+                ui.tab = "Write"
+        ui.mark("history.open")
+        imgui.same_line()
+        if widgets.button("Copy") and output is not None:
+            clipboard.current().set(output.full_text)
+            ui.say("text copied")
+    imgui.same_line()
+    if widgets.button("Remove", tip="Take it off the list. It can be undone."):
+        past.hide(node)
+        return
+    ui.mark("history.remove")
+    imgui.dummy(0, px(4))
+    for name, value in _figures(node):
+        widgets.label(name)
+        imgui.same_line(px(140))
+        with fonts.use("mono"):
+            imgui.text_wrapped(fonts.show(value))
+    widgets.separator(16)
+    with fonts.use("text"):
+        if past.selected_prompt:
+            with widgets.colored("dim"):
+                _paragraphs(past.selected_prompt[-4000:])
+        _paragraphs(node.text)
+
+
+def _paragraphs(text: str) -> None:
+    for line in text.split("\n"):
+        imgui.text_wrapped(fonts.show(line))
+
+
+def _figures(node: Node) -> list[tuple[str, str]]:
+    written = time.strftime("%d %B %Y, %H:%M:%S", time.localtime(node.created))
+    rows = [("Written", written)]
+    if node.model:
+        rows.append(("Model", f"{node.model}, {node.precision}, {node.backend}"))
+    if node.seed is not None:
+        rows.append(("Seed", str(node.seed)))
+    settings = ", ".join(f"{k} {v}" for k, v in node.config.items() if k != "seed")
+    if settings:
+        rows.append(("Settings", settings))
+    total = node.timings.get("total_s")
+    if node.token_ids and isinstance(total, (int, float)) and total > 0:
+        rate = fmt.rate(len(node.token_ids) / total)
+        rows.append(
+            (
+                "Speed",
+                f"{fmt.plural(len(node.token_ids), 'token')} in {fmt.duration(total)}, "
+                f"{rate} tokens/s",
+            )
+        )
+    if node.message:
+        rows.append(("Ended", node.message))
+    elif node.finish_reason:
+        rows.append(("Ended", node.finish_reason.replace("_", " ")))
+    elif node.kind == "generation":
+        rows.append(("Ended", "interrupted"))
+    return rows

@@ -1,0 +1,234 @@
+"""Choose a model and how its weights are held, fetch it, load it."""
+
+from __future__ import annotations
+
+import imgui
+
+from app.window import fonts, widgets
+from app.window import format as fmt
+from app.window.clipboard import clean_text
+from app.window.facts import ModelChoice, short_name
+from app.window.state import ModelStatus, Progress
+from app.window.theme import px
+from app.window.ui import Ui, overlay
+from engine.backends import available
+from engine.memory import human_bytes
+
+PRECISION_LABELS = {
+    "fp32": "Disabled: fp32",
+    "bf16": "Disabled: bf16",
+    "int8": "Enabled: int8 dynamic",
+}
+OPEN_FOLDER = "Open folder..."
+_PRECISION_TIP = (
+    "fp32 is the exact reference. bf16 halves the memory. int8 stores each weight in one byte "
+    "and quantises the activations as it runs: a quarter of the memory, a little less exact."
+)
+
+
+class ModelPanel:
+    """The Model section and its dialog for a folder."""
+
+    def __init__(self) -> None:
+        self._path = ""
+        self._focus = False
+
+    def draw(self, ui: Ui) -> None:
+        width = imgui.get_content_region_available_width()
+        with widgets.item_width(width):
+            self._model(ui)
+            self._precision(ui)
+            _estimate(ui)
+            _download(ui, width)
+            _load(ui, width)
+
+    def _model(self, ui: Ui) -> None:
+        state, choices = ui.state, ui.session.facts.models
+        names = [choice.name for choice in choices]
+        items = [f"{c.short_name} \u00b7 {fmt.parameters(c.entry.parameters)}" for c in choices]
+        details = [_where(c) for c in choices]
+        wanted = state.selection.model
+        if wanted not in names:  # a path from the command line, or the list is still being read
+            names.append(wanted)
+            items.append(short_name(wanted))
+            details.append("")
+        names.append("")
+        items.append(OPEN_FOLDER)
+        details.append("any GPT-2 in Hugging Face format")
+        index = names.index(wanted)
+        chosen = ui.session.facts.choice(wanted)
+        tip = "The model to load. A model folder can also be dropped on the window."
+        if chosen is not None:
+            tip = f"{chosen.entry.description}.\n{chosen.shape}.\n\n{tip}"
+        changed, index = widgets.combo("Model", items, index, details=details, tip=tip)
+        ui.mark("model")
+        if changed and names[index]:
+            state.selection = state.selection.replace(model=names[index])
+            ui.session.refresh_memory()
+        elif changed:
+            ui.overlay, self._focus = "folder", True
+
+    def _precision(self, ui: Ui) -> None:
+        state = ui.state
+        keys = list(PRECISION_LABELS)
+        current = state.selection.precision or _default_precision(state.selection.backend)
+        changed, index = widgets.combo(
+            "Quantisation",
+            list(PRECISION_LABELS.values()),
+            keys.index(current) if current in keys else -1,
+            tip=_PRECISION_TIP,
+        )
+        ui.mark("precision")
+        if changed:
+            state.selection = state.selection.replace(precision=keys[index])
+            ui.session.refresh_memory()
+
+    def draw_dialog(self, ui: Ui) -> None:
+        """The path of a model folder, typed or pasted."""
+        with overlay(ui, "folder", "Open a model folder", 560) as is_open:
+            if not is_open:
+                return
+            widgets.small(
+                "A folder in Hugging Face GPT-2 format: config.json, safetensors weights and "
+                "tokenizer files. Nothing in it is executed."
+            )
+            if self._focus:
+                imgui.set_keyboard_focus_here()
+                self._focus = False
+            with widgets.item_width(-1):
+                entered, path = imgui.input_text_with_hint(
+                    "##path",
+                    "path of the folder",
+                    self._path,
+                    4096,
+                    imgui.INPUT_TEXT_ENTER_RETURNS_TRUE,
+                )
+            self._path = clean_text(path)
+            ui.mark("folder.path")
+            imgui.dummy(0, px(4))
+            with widgets.disabled(None if self._path.strip() else "Type or paste a path first."):
+                pressed = widgets.primary_button("Open and load", px(160), px(36))
+            ui.mark("folder.open")
+            if (entered or pressed) and self._path.strip():
+                ui.session.open_folder(self._path)
+                ui.overlay = ""
+
+
+def _where(choice: ModelChoice) -> str:
+    if choice.on_disk:
+        return "on disk"
+    return f"{human_bytes(choice.entry.download_bytes)} download"
+
+
+def _default_precision(backend: str | None) -> str:
+    specs = [spec for spec in available() if backend in (None, spec.name)]
+    return specs[0].default_precision if specs else "fp32"
+
+
+def _estimate(ui: Ui) -> None:
+    """What the selection will occupy against what is free, before it is loaded."""
+    state, facts = ui.state, ui.session.facts
+    chosen = facts.choice(state.selection.model)
+    free = facts.available_bytes
+    if chosen is None or not free:
+        return
+    backend = state.selection.backend or available()[0].name
+    precision = state.selection.precision or _default_precision(state.selection.backend)
+    estimate = chosen.estimate(precision, backend)
+    fits = estimate.needed <= free
+    widgets.small(
+        f"needs about {human_bytes(estimate.needed)} of {human_bytes(free)} free"
+        + ("" if fits else ": too much; take int8 or a smaller model"),
+        "dim" if fits else "warn",
+    )
+    widgets.tooltip(
+        f"Weights {human_bytes(estimate.weights)}, cache of a full context "
+        f"{human_bytes(estimate.kv_cache)}, libraries {human_bytes(estimate.overhead)}; while "
+        f"loading {human_bytes(estimate.peak_while_loading)}. An estimate, made before loading."
+    )
+
+
+def _download(ui: Ui, width: float) -> None:
+    """The button, or the progress, of a model that is not on this disk."""
+    state, facts = ui.state, ui.session.facts
+    for name, progress in list(state.downloads.items()):
+        choice = facts.choice(name)
+        total = choice.entry.download_bytes if choice else 0
+        _progress(ui, progress, f"Downloading {name}", total)
+        if widgets.button(f"Cancel##{name}", width, tip="What has arrived is kept."):
+            state.cancel_download(name)
+        ui.mark("download.cancel")
+    chosen = facts.choice(state.selection.model)
+    if chosen is None or chosen.on_disk or chosen.name in state.downloads:
+        return
+    size = human_bytes(chosen.entry.download_bytes)
+    if widgets.button(
+        f"Download ({size})", width, px(36), tip="From the Hugging Face hub, safetensors only."
+    ):
+        state.request_download(chosen.name)
+    ui.mark("download")
+
+
+def _load(ui: Ui, width: float) -> None:
+    state = ui.state
+    if state.load is not None:
+        _progress(ui, state.load, f"Loading {short_name(state.load.model)}: {state.load.stage}")
+        cancelling = state.load.cancelling
+        with widgets.disabled("It ends at the next step." if cancelling else None):
+            if widgets.button("Cancelling" if cancelling else "Cancel", width):
+                state.cancel_load()
+        ui.mark("load.cancel")
+        return
+    chosen = ui.session.facts.choice(state.selection.model)
+    missing = chosen is not None and not chosen.on_disk
+    with widgets.disabled("Download it first." if missing else None):
+        # Filled only where it is the next thing to do.
+        draw = widgets.button if state.selection_is_loaded else _emphasised
+        if draw("Load Model and Weights", width, px(36)):
+            state.request_load()
+    ui.mark("load")
+    _status(ui)
+
+
+def _emphasised(text: str, width: float, height: float) -> bool:
+    """A plain button whose edge says that it is waiting to be pressed."""
+    from app.window import theme
+
+    imgui.push_style_color(imgui.COLOR_BORDER, *theme.color("accent"))
+    try:
+        with fonts.use("ui_bold"):
+            return widgets.button(text, width, height)
+    finally:
+        imgui.pop_style_color()
+
+
+def _status(ui: Ui) -> None:
+    state, model = ui.state, ui.state.model
+    if model is None:
+        if state.model_status is ModelStatus.FAILED:
+            widgets.small("The load failed; the message above says why.", "bad")
+        else:
+            widgets.small("No model is loaded.")
+        return
+    name = short_name(model.name)
+    if state.selection_is_loaded:
+        widgets.small(f"{name} loaded in {fmt.duration(model.load_s)}", "good")
+    else:
+        widgets.small(f"In memory: {name} {model.precision}. The selection is not loaded yet.")
+    details = [f"{model.backend}, {fmt.plural(model.threads, 'thread')}", model.detail]
+    widgets.tooltip("\n".join(d for d in details if d))
+
+
+def _progress(ui: Ui, progress: Progress, text: str, total: int = 0) -> None:
+    """A bar with its figures: fraction or bytes, and the time still to go."""
+    words = [text]
+    if progress.fraction is not None:
+        words.append(f"{progress.fraction:.0%}")
+        if total:
+            done = human_bytes(progress.fraction * total)
+            words[-1] = f"{done} of {human_bytes(total)}"
+    eta = progress.eta(ui.state.clock())
+    if eta is not None and eta >= 1:
+        words.append(f"{fmt.duration(eta)} left")
+    imgui.dummy(0, px(2))
+    widgets.progress(progress.fraction, " \u00b7 ".join(words))

@@ -1,0 +1,102 @@
+"""How fast it writes and what it takes: the figures of the last text, live while it grows."""
+
+from __future__ import annotations
+
+import imgui
+
+from app.window import fonts, theme, widgets
+from app.window import format as fmt
+from app.window.facts import short_name
+from app.window.theme import px
+from app.window.ui import Ui
+from engine.memory import human_bytes
+
+
+def draw(ui: Ui) -> None:
+    """Tokens per second large, its curve, and the figures apart."""
+    state = ui.state
+    _hero(fmt.rate(state.live_rate))
+    ui.mark("rate")
+    width = imgui.get_content_region_available_width()
+    widgets.sparkline(list(state.series), width, px(32))
+    widgets.tooltip("Tokens per second while the text grew, from zero to the fastest.")
+    imgui.dummy(0, px(2))
+    output, model = state.output, state.model
+    timings = output.timings
+    none = "\u2013"
+    read = timings.prompt_tokens
+    cached = f", {timings.cached_tokens} kept" if timings.cached_tokens else ""
+    _row(
+        "Inference time",
+        fmt.duration(timings.total_s) if timings.total_s else none,
+        "From the request to the last token.",
+    )
+    _row(
+        "Prefill",
+        f"{fmt.duration(timings.prefill_s)} ({read:,} tok{cached})" if read else none,
+        "Reading the prompt. Tokens kept from the text before need not be read again.",
+    )
+    _row(
+        "Decode",
+        fmt.duration(timings.decode_s) if timings.decode_s else none,
+        "From the first new token to the last.",
+    )
+    _row(
+        "First token",
+        fmt.duration(timings.ttft_s) if timings.ttft_s else none,
+        "From the request to the first new token (TTFT).",
+    )
+    _row(
+        "New tokens",
+        f"{timings.new_tokens:,}" if timings.new_tokens else none,
+        "Tokens written. A token is a piece of a word, about four letters of English.",
+    )
+    _row("Model", short_name(model.name) if model else none, model.path if model else "")
+    _row("Precision", model.precision if model else none, "How the weights are held.")
+    _row("Weights", _weights(ui), "Bytes of the weights in memory, and in fp32.")
+    resident = ui.session.facts.resident_bytes
+    _row(
+        "Memory",
+        human_bytes(resident) if resident else none,
+        "What the whole program occupies now (resident).",
+    )
+
+
+def _hero(rate: str) -> None:
+    with widgets.group():
+        with fonts.use("hero"):
+            imgui.text(rate)
+            height = imgui.get_item_rect_size().y
+        imgui.same_line(spacing=px(10))
+        with fonts.use("small"):
+            imgui.set_cursor_pos_y(
+                imgui.get_cursor_pos_y() + height - imgui.get_text_line_height() - px(4)
+            )
+            imgui.text_colored("tokens/s", *theme.color("dim"))
+    widgets.tooltip(
+        "While it writes: of the last few tokens. Afterwards: of the tokens after the first one."
+    )
+
+
+def _weights(ui: Ui) -> str:
+    model = ui.state.model
+    if model is None:
+        return "\u2013"
+    held = human_bytes(model.weight_bytes)
+    if model.weight_bytes == model.weight_bytes_fp32:
+        return held
+    return f"{held} of {human_bytes(model.weight_bytes_fp32)}"
+
+
+def _row(name: str, value: str, tip: str) -> None:
+    """A name on the left and its figure on the right."""
+    start = imgui.get_cursor_pos_x()
+    width = imgui.get_content_region_available_width()
+    with widgets.group():
+        widgets.label(name)
+        with fonts.use("mono"):
+            room = width - imgui.get_item_rect_size().x - px(8)
+            shown = widgets.elided(fonts.show(value), room)
+            imgui.same_line(start + width - imgui.calc_text_size(shown).x)
+            imgui.text(shown)
+    widgets.tooltip(tip)

@@ -1,0 +1,72 @@
+"""A test aid: the window's state as a small JSON file, for tests that drive the real window.
+
+Written only where the environment variable GPT2_WORKBENCH_UI_STATE names a file: atomically, at
+most every 100 ms. With it a test waits for facts and clicks on named widgets instead of guessing
+pixels. Nothing else reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from app.window import inputs
+from app.window.ui import Ui
+
+VARIABLE = "GPT2_WORKBENCH_UI_STATE"
+EVERY_S = 0.1
+
+
+class Snapshot:
+    """Writes the file, if there is one to write."""
+
+    def __init__(self) -> None:
+        name = os.environ.get(VARIABLE)
+        self._path = Path(name) if name else None
+        self._due = 0.0
+        self._last = ""
+
+    def update(self, ui: Ui, size: tuple[int, int]) -> None:
+        """Once a frame, after it was drawn."""
+        if self._path is None:
+            return
+        now = ui.session.clock()
+        if now < self._due:
+            inputs.current().redraw_in(self._due - now)
+            return
+        text = json.dumps(collect(ui, size))
+        if text == self._last:
+            return
+        self._due, self._last = now + EVERY_S, text
+        temporary = self._path.with_suffix(".part")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self._path)
+
+
+def collect(ui: Ui, size: tuple[int, int]) -> dict[str, Any]:
+    """Statuses, texts and the rectangles of the widgets drawn in this frame."""
+    state = ui.state
+    model = state.model
+    return {
+        "model_status": state.model_status.value,
+        "generation": state.generation.value,
+        "model": model.name if model else None,
+        "precision": model.precision if model else None,
+        "prompt": state.prompt,
+        "prompt_tokens": state.prompt_tokens,
+        "output": state.output.full_text,
+        "output_length": len(state.output.text),
+        "reason": state.output.reason,
+        "seed": state.last_seed,
+        "node": state.output.node,
+        "banners": [{"level": b.level.value, "message": b.message} for b in state.banners],
+        "tab": ui.tab,
+        "overlay": ui.overlay,
+        "history": len(ui.past.entries),
+        "zoom": ui.preferences.settings.zoom,
+        "theme": ui.preferences.settings.theme,
+        "size": list(size),
+        "widgets": {name: list(rectangle) for name, rectangle in ui.rectangles.items()},
+    }
