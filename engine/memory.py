@@ -51,9 +51,9 @@ def estimate_bytes(
     overhead = _OVERHEAD.get(backend, _OVERHEAD_OTHERS)
     if precision == "int8":
         weights = _int8_weights(shape)
-        # The embedding waits in fp32 and is quantised last, with two fp32 temporaries; before
-        # that one block at a time is held in fp32 and transposed.
-        peak = weights + 4 * max(3 * table, table + 2 * block)
+        # The embedding waits in fp32 and is quantised last; before that one block at a time is
+        # held in fp32 and transposed.
+        peak = weights + 4 * (table + 2 * block)
     elif precision in ("fp32", "bf16"):
         weights = shape.parameters * (4 if precision == "fp32" else 2)
         # A tensor is read in fp32 and checked before it is kept; the embedding comes first.

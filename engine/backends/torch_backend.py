@@ -87,8 +87,12 @@ class _Int8Embedding(nn.Module):
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
-        scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127.0  # (V, 1)
-        self.register_buffer("weight", torch.round(weight / scale).to(torch.int8))  # (V, D)
+        scale = weight.norm(torch.inf, dim=1, keepdim=True).clamp_min(1e-12) / 127.0  # (V, 1)
+        quantised = torch.empty(weight.shape, dtype=torch.int8)
+        for at in range(0, len(weight), 4096):  # in slices, or a second fp32 table would exist
+            rows = slice(at, at + 4096)
+            quantised[rows] = torch.round(weight[rows] / scale[rows]).to(torch.int8)
+        self.register_buffer("weight", quantised)  # (V, D)
         self.register_buffer("scale", scale)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
