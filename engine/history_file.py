@@ -85,14 +85,16 @@ def history_error(path: Path, error: Exception) -> HistoryError:
 
 
 def _open(path: Path, migrations: Sequence[Migration], timeout_s: float) -> sqlite3.Connection:
+    if _is_cut(path):
+        raise _Damaged("its end is missing")
     try:
         db = connect(path, timeout_s)
         try:
             answer = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
             if answer != "ok":
                 raise _Damaged(" ".join(answer.split()))
-            db.execute("PRAGMA journal_mode = WAL")
             _migrate(db, path, migrations)
+            db.execute("PRAGMA journal_mode = WAL")
         except BaseException:
             db.close()
             raise
@@ -101,6 +103,27 @@ def _open(path: Path, migrations: Sequence[Migration], timeout_s: float) -> sqli
             raise _Damaged(str(error)) from error
         raise history_error(path, error) from error
     return db
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether the file is shorter than its header says.
+
+    SQLite reads a missing end of a page as zeros, which `quick_check` lets pass inside a text.
+    """
+    try:
+        logs = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
+        if any(log.exists() and log.stat().st_size for log in logs):
+            return False  # pages may still be in the log; SQLite will put them back
+        with path.open("rb") as file:
+            header = file.read(100)
+            size = file.seek(0, 2)
+    except OSError:
+        return False  # a missing file is a new one, and SQLite's own message says the rest
+    if len(header) < 100 or header[24:28] != header[92:96]:
+        return False  # the page count is not to be relied upon
+    page_size = int.from_bytes(header[16:18], "big")
+    pages = int.from_bytes(header[28:32], "big")
+    return size < (65536 if page_size == 1 else page_size) * pages
 
 
 def _migrate(db: sqlite3.Connection, path: Path, migrations: Sequence[Migration]) -> None:
