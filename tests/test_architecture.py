@@ -14,9 +14,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WINDOW_LIBRARIES = {"imgui", "glfw", "OpenGL"}
-HEAVY_LIBRARIES = {"torch", "transformers", "optimum", "numba", "llvmlite"}
-# These modules exist to use PyTorch, and are imported only when it is wanted.
+TORCH_LIBRARIES = {"torch", "transformers", "optimum"}
+NUMBA_LIBRARIES = {"numba", "llvmlite"}
+HEAVY_LIBRARIES = TORCH_LIBRARIES | NUMBA_LIBRARIES
+# These modules exist to use PyTorch, or Numba, and are imported only when it is wanted.
 TORCH_MODULES = re.compile(r"engine\.(backends\.torch_backend|training\.\w+|quality)(\.|$)")
+NUMBA_MODULES = re.compile(r"engine\.(backends\.native_backend|native)(\.|$)")
 # Earlier layers use later ones, never the reverse.
 LAYERS = ("main", "app", "engine.worker", "engine.decoding", "engine.backends", "engine.native")
 
@@ -98,15 +101,32 @@ def test_layers_import_downwards(lower: int) -> None:
     assert not upward
 
 
-def test_heavy_libraries_are_not_imported_at_module_level() -> None:
+@pytest.mark.parametrize(
+    ("libraries", "users"),
+    [(TORCH_LIBRARIES, TORCH_MODULES), (NUMBA_LIBRARIES, NUMBA_MODULES)],
+    ids=["torch", "numba"],
+)
+def test_heavy_libraries_are_imported_at_module_level_only_by_their_users(
+    libraries: set[str], users: re.Pattern[str]
+) -> None:
     eager = {
         (module, name)
         for module in SOURCES
-        if not TORCH_MODULES.match(module)
+        if not users.match(module)
         for name in imported_modules(module, at_top_level=True)
-        if top(name) in HEAVY_LIBRARIES
+        if top(name) in libraries
     }
     assert not eager
+
+
+def test_the_native_engine_needs_no_torch() -> None:
+    assert not {
+        (module, name)
+        for module in SOURCES
+        if NUMBA_MODULES.match(module)
+        for name in imported_modules(module)
+        if top(name) in TORCH_LIBRARIES
+    }
 
 
 def test_importing_the_engine_and_the_command_line_loads_nothing_heavy() -> None:
@@ -114,8 +134,7 @@ def test_importing_the_engine_and_the_command_line_loads_nothing_heavy() -> None
     modules = [
         name
         for name in sorted(SOURCES)
-        if not TORCH_MODULES.match(name)
-        and not inside(name, "engine.native")
+        if not (TORCH_MODULES.match(name) or NUMBA_MODULES.match(name))
         and (not inside(name, "app.window") or name == "app.window.state")
     ]
     code = (
