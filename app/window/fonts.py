@@ -344,12 +344,6 @@ def use(role: str) -> AbstractContextManager[Any]:
     return context
 
 
-def announce(text: str) -> None:
-    """Say that `text` is going to be shown, so that its characters can be found in time."""
-    if _current is not None:
-        _current.need(text)
-
-
 def show(text: str) -> str:
     """User text fit to be handed to a widget: announced, and boxes for what cannot be drawn."""
     if text.isascii() or _current is None:

@@ -18,7 +18,7 @@ from engine.config import Option
 from engine.errors import ConfigError
 
 AUTO = "auto"
-_LOG_RATIO = 500  # ranges wider than this many steps are drawn on a logarithmic scale
+_LOG_RATIO = 150  # ranges wider than this many steps are drawn on a logarithmic scale
 
 
 @dataclass
@@ -180,24 +180,23 @@ def slider_row(
     """
     key = key or name
     width = max(imgui.calculate_item_width(), px(64))
-    start = imgui.get_cursor_pos_x()
     typed = None
     with widgets.group():
         widgets.label(name, tip)
         if key in _typing:
-            typed = _typed_value(key, start, width)
+            typed = _typed_value(key, width)
         else:
-            _shown_value(key, shown, start, width)
+            _shown_value(key, shown, width)
         moved = _track(key, scale, value, width, shown)
     if typed is not None:
         return True, typed
     return (True, moved) if moved is not None else (False, value)
 
 
-def _shown_value(key: str, shown: str, start: float, width: float) -> None:
+def _shown_value(key: str, shown: str, width: float) -> None:
     with fonts.use("mono"):
         size = imgui.calc_text_size(shown)
-        imgui.same_line(start + width - size.x)
+        imgui.same_line(width - size.x)  # counted from the group's left edge
         imgui.text(shown)
     if imgui.is_item_hovered():
         imgui.set_mouse_cursor(imgui.MOUSE_CURSOR_TEXT_INPUT)
@@ -205,10 +204,10 @@ def _shown_value(key: str, shown: str, start: float, width: float) -> None:
             _typing[key] = _Typing(shown.replace(",", ""))
 
 
-def _typed_value(key: str, start: float, width: float) -> str | None:
+def _typed_value(key: str, width: float) -> str | None:
     """The field in place of the value; returns the text once Enter is pressed or focus leaves."""
     typing = _typing[key]
-    imgui.same_line(start + width - px(96))
+    imgui.same_line(width - px(96))
     imgui.push_style_var(imgui.STYLE_FRAME_PADDING, (px(4), 0.0))
     if typing.frames == 0:
         imgui.set_keyboard_focus_here()

@@ -43,13 +43,11 @@ class TextEditor:
     def set_text(self, text: str) -> None:
         """Replace the text, as one step of undo; the caret goes to the end."""
         if self.buffer.set_text(text):
-            fonts.announce(self.buffer.text)
             self._goal_x, self._reveal = None, True
 
     def insert(self, text: str) -> None:
         """Insert at the caret, as a paste would."""
         if self.buffer.insert(text):
-            fonts.announce(text)
             self._goal_x, self._reveal = None, True
 
     def focus(self) -> None:
@@ -80,7 +78,7 @@ class TextEditor:
             before = self.buffer.text
             submitted = self._keys(area) if self.focused else False
             self._menu()
-            self._sync()
+            self._sync_now(area)
             if self._reveal:
                 surface.reveal(self.buffer.cursor)
                 self._reveal = False
@@ -90,8 +88,13 @@ class TextEditor:
             return EditorResult(changed, submitted, self.focused)
 
     def _sync(self) -> None:
+        """Hand the changes to the surface, which breaks the lines when it is prepared."""
         for change in self.buffer.take_changes():
-            self._surface.layout.replace(change.start, change.end, change.inserted)
+            self._surface.replace(change.start, change.end, change.inserted)
+
+    def _sync_now(self, area: Area) -> None:
+        self._sync()
+        self._surface.prepare(area.width)
 
     def _draw_text(self, area: Area, placeholder: str) -> None:
         surface, buffer = self._surface, self.buffer
@@ -145,7 +148,6 @@ class TextEditor:
             if isinstance(event, Typed):
                 queue.consume(event)
                 self.buffer.insert(event.text, "type")
-                fonts.announce(event.text)
                 self._goal_x, self._reveal = None, True
             elif event.matches(inputs.KEY_ENTER):
                 queue.consume(event)
@@ -186,7 +188,7 @@ class TextEditor:
             inputs.KEY_PAGE_DOWN: self._page(area),
         }
         if event.key in vertical and not ctrl:
-            self._vertical(vertical[event.key], extend)
+            self._vertical(vertical[event.key], extend, area)
             return True
         self._goal_x = None
         if event.key == inputs.KEY_LEFT:
@@ -198,7 +200,7 @@ class TextEditor:
         elif event.key == inputs.KEY_END and ctrl:
             buffer.end(extend)
         elif event.key in (inputs.KEY_HOME, inputs.KEY_END):
-            self._sync()
+            self._sync_now(area)
             layout = self._surface.layout
             line = layout.line_of(buffer.cursor)
             at_start = event.key == inputs.KEY_HOME
@@ -211,9 +213,9 @@ class TextEditor:
     def _page(self, area: Area) -> int:
         return max(int(area.height // self._surface.line_height) - 1, 1)
 
-    def _vertical(self, lines: int, extend: bool) -> None:
+    def _vertical(self, lines: int, extend: bool, area: Area) -> None:
         """Up or down over the wrapped lines, at the x where the movement began."""
-        self._sync()
+        self._sync_now(area)
         layout = self._surface.layout
         line, x = layout.position(self.buffer.cursor)
         if self._goal_x is None:

@@ -50,6 +50,7 @@ class TextSurface:
     def __init__(self, role: str = "text") -> None:
         self.role = role
         self.layout = TextLayout(_NoWidths(), 1.0)
+        self._pending: list[tuple[int, int | None, str]] = []
         self.scroll = 0.0  # window units from the text's top
         self.line_height = 1.0
         self.font_size = 1.0
@@ -61,6 +62,18 @@ class TextSurface:
         self._dragging_bar: float | None = None
         self._scrolled_by_user = False
         self._holding = False  # the button that began a selection is still down
+
+    # -- text --------------------------------------------------------------------------------
+
+    def replace(self, start: int, end: int | None, text: str) -> None:
+        """Put `text` in place of characters `start` to `end` (None: the text's end).
+
+        May be called outside a frame, where widths cannot be measured: the lines are broken when
+        the surface is next prepared.
+        """
+        if (start, end) == (0, None):
+            self._pending.clear()
+        self._pending.append((start, end, text))
 
     # -- geometry ----------------------------------------------------------------------------
 
@@ -75,6 +88,10 @@ class TextSurface:
             own.need(self.layout.text)
             self.layout.set_advances(own.advances(self.role))
         self.layout.set_width(width)
+        for start, end, text in self._pending:
+            own.need(text)
+            self.layout.replace(start, len(self.layout.text) if end is None else end, text)
+        self._pending.clear()
 
     @property
     def text_height(self) -> float:

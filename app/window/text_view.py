@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import imgui
 
-from app.window import clipboard, fonts, inputs, theme
+from app.window import clipboard, inputs, theme
 from app.window.clipboard import clean_text
 from app.window.inputs import MOD_CTRL, KeyPress
 from app.window.text_surface import Area, TextSurface
@@ -54,7 +54,7 @@ class TextView:
         self._text, self._tail = "", ""
         self.anchor = self.cursor = 0
         self.set_backgrounds(())
-        self._surface.layout.set_text("")
+        self._surface.replace(0, None, "")
         self.follow = True
         head = clean_text(text[:prefix])
         self.append(head)
@@ -70,9 +70,8 @@ class TextView:
         start = len(self._text)
         text = clean_text(text)
         if text:
-            fonts.announce(text)
+            self._surface.replace(start, start, text)
             self._text += text
-            self._surface.layout.append(text)
         return start, len(self._text)
 
     def clear(self) -> None:

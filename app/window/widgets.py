@@ -127,9 +127,13 @@ def caption(text: str) -> None:
 
 
 def label(text: str, tip: str = "") -> None:
-    """The dim name above a field."""
-    with fonts.use("small"):
-        imgui.text_colored(fonts.show(text), *theme.color("dim"))
+    """The dim name above a field, close to it."""
+    imgui.push_style_var(imgui.STYLE_ITEM_SPACING, (px(8), px(3)))
+    try:
+        with fonts.use("small"):
+            imgui.text_colored(fonts.show(text), *theme.color("dim"))
+    finally:
+        imgui.pop_style_var()
     if tip:
         tooltip(tip)
 
@@ -329,10 +333,13 @@ def combo(
     imgui.set_next_window_size_constraints((width, 0), (px(760), px(480)))
     with imgui.begin_combo(f"##{name}", text, imgui.COMBO_NO_ARROW_BUTTON) as opened:
         if opened.opened:
+            if inputs.current().take(inputs.KEY_ESCAPE):
+                imgui.close_current_popup()
+            column = max((imgui.calc_text_size(fonts.show(item)).x for item in items), default=0)
             for i, item in enumerate(items):
                 with id(str(i)):
                     detail = details[i] if i < len(details) else ""
-                    if _combo_row(item, detail, i == index):
+                    if _combo_row(item, detail, i == index, column):
                         changed, index = True, i
     height = imgui.get_frame_height()
     _chevron(x + width - px(16), y + height / 2, px(4), True)
@@ -342,13 +349,14 @@ def combo(
     return changed, index
 
 
-def _combo_row(item: str, detail: str, selected: bool) -> bool:
+def _combo_row(item: str, detail: str, selected: bool, column: float) -> bool:
+    start = imgui.get_cursor_pos_x()
     pressed = bool(imgui.selectable(fonts.show(item), selected)[0])
     if imgui.is_item_clicked():
         pressed = True
     chosen = pressed and not (selected and not imgui.is_item_clicked())
     if detail:
-        imgui.same_line(spacing=px(24))
+        imgui.same_line(start + column + px(24))
         with fonts.use("small"):
             imgui.text_colored(fonts.show(detail), *theme.color("dim"))
     return chosen
