@@ -128,7 +128,13 @@ def _migrated(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(version, int) or version < 1:
         version = 1
     while version < VERSION:
-        values = _MIGRATIONS[version](values)
+        try:
+            values = _MIGRATIONS[version](values)
+        except Exception as error:  # anything may be in the file
+            what = f"{type(error).__name__}: {error}"
+            raise ConfigError(
+                f"settings of version {version} are not as expected: {what}"
+            ) from error
         version += 1
     return values
 
