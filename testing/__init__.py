@@ -1,0 +1,1 @@
+"""Measurements: thin scripts over the engine, each runnable on its own."""
