@@ -73,6 +73,10 @@ class _SharedLog(RotatingFileHandler):
         with contextlib.suppress(OSError):
             super().doRollover()
 
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written cannot be flushed either
+            super().close()
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Say nothing: a full disk must not flood the terminal."""
 

@@ -134,6 +134,8 @@ class HistoryRecorder:
             due.append(now + self._flush_s)
         if self._draft != self._draft_written:
             due.append(self._draft_due)
+        if self.problem is not None:
+            due.append(self._retry_due)
         return max(0.0, min(due) - now, self._retry_due - now) if due else None
 
     def _take_in(self) -> None:

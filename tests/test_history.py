@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -346,6 +349,45 @@ def test_a_full_disk_loses_nothing_and_writing_goes_on_with_space(store: History
     assert store._writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a limit on file sizes")
+def test_a_write_that_the_system_refuses_loses_nothing(path: Path) -> None:
+    program = """
+import resource, sys
+from pathlib import Path
+from engine.errors import HistoryError
+from engine.history import HistoryStore
+
+store = HistoryStore(Path(sys.argv[1]))
+node = store.add("prompt", "kept")
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+kept = ["kept"]
+try:
+    while True:
+        store.append_text(node, "x" * 10_000)
+        kept.append("x" * 10_000)
+except HistoryError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+store.append_text(node, "after")
+assert store.get(node).text == "".join(kept) + "after"
+store.finish(node, "length")
+assert store._writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, path],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the space left" in done.stdout or "disk is full" in done.stdout
+    with HistoryStore(path) as store:
+        assert store.notice is None
+        assert store.recent()[0].text.endswith("xafter")
+
+
 def test_a_closed_history_says_so(path: Path) -> None:
     store = HistoryStore(path)
     store.close()
@@ -366,7 +408,7 @@ def filled(path: Path, entries: int = 20) -> None:
 
 
 def garbage(path: Path) -> None:
-    path.write_bytes(os.urandom(5_000))
+    path.write_bytes(random.Random(0).randbytes(5_000))
 
 
 def text(path: Path) -> None:
@@ -443,7 +485,7 @@ def test_the_log_goes_with_the_damaged_file(path: Path) -> None:
 
 def test_a_garbled_log_costs_no_committed_row_of_the_file(path: Path) -> None:
     filled(path, entries=10)
-    path.with_name(path.name + "-wal").write_bytes(os.urandom(10_000))
+    path.with_name(path.name + "-wal").write_bytes(random.Random(1).randbytes(10_000))
     with HistoryStore(path) as store:
         assert store.notice is None
         assert store.count() == 10

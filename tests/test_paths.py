@@ -66,8 +66,9 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(
 def test_importing_touches_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "untouched"
     monkeypatch.setenv(paths.HOME_VARIABLE, str(home))
+    modules = "engine.paths, engine.atomic, engine.draft, engine.history, engine.recorder"
     subprocess.run(
-        [sys.executable, "-c", "import engine.paths"],
+        [sys.executable, "-c", f"import {modules}, app.settings, app.logs, app.diagnostics"],
         cwd=paths.assets_dir().parent,
         check=True,
         timeout=60,

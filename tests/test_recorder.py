@@ -346,6 +346,17 @@ def test_a_draft_that_cannot_be_written_is_a_problem_not_an_end(
     assert recorder.flush()
 
 
+def test_a_problem_that_has_gone_is_no_longer_told(recorder: HistoryRecorder) -> None:
+    recorder.keep_draft("one")
+    assert recorder.flush()
+    draft_path().unlink()
+    draft_path().mkdir()
+    recorder.keep_draft("two")
+    assert not recorder.flush()
+    recorder.keep_draft("one")  # nothing is left to be written
+    eventually(lambda: recorder.problem is None)
+
+
 # Killed
 
 
