@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine import paths
-from engine.errors import HistoryError
+from engine.errors import HistoryError, StorageError
 from engine.history_file import Migration, connect, history_error, open_database
 
 Kind = Literal["prompt", "generation", "edit"]
@@ -113,7 +113,10 @@ class Node:
 def open_history(path: Path | None = None) -> HistoryStore:
     """The user's history, or the one at `path`; HistoryError if it cannot be opened."""
     if path is None:
-        path = paths.data_dir() / "history.sqlite"
+        try:
+            path = paths.data_dir() / "history.sqlite"
+        except StorageError as error:
+            raise HistoryError(str(error)) from error
     return HistoryStore(path)
 
 
@@ -180,7 +183,7 @@ class HistoryStore:
             "kind": kind,
             "text": _storable(text),
             "token_ids": _pack(token_ids),
-            "model": model,
+            "model": _storable(model),
             "model_path": _storable(model_path),
             "weights_hash": weights_hash,
             "backend": backend,

@@ -110,7 +110,9 @@ def test_any_text_comes_back_unchanged(store: HistoryStore, text: str) -> None:
 
 
 def test_lone_surrogates_are_replaced(store: HistoryStore) -> None:
-    assert store.get(store.add("prompt", "a\ud83db\udc00c")).text == "a�b�c"
+    # As in a prompt, and in a folder whose name is not text.
+    node = store.get(store.add("prompt", "a\ud83db\udc00c", model="\udcff", model_path="/\udcff"))
+    assert (node.text, node.model, node.model_path) == ("a�b�c", "�", "/�")
 
 
 def test_trying_again_makes_siblings(store: HistoryStore) -> None:
@@ -560,3 +562,12 @@ def test_the_users_history_lies_in_the_data_folder() -> None:
     with open_history() as store:
         assert store.path == paths.data_dir() / "history.sqlite"
         assert store.path.exists()
+
+
+def test_a_data_folder_that_cannot_be_made_is_a_history_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(HistoryError, match=paths.HOME_VARIABLE):
+        open_history()
