@@ -37,8 +37,8 @@ def running_worker(record: bool = True) -> Iterator[Worker]:
         yield worker
     finally:
         worker.close()
-        if recorder:
-            recorder.close()
+        if recorder and not recorder.close():
+            print(f"note: the last text is not in the history: {recorder.problem}", file=sys.stderr)
 
 
 def load_model(worker: Worker, config: LoadConfig) -> ModelInfo:

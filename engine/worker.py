@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from engine.backends.base import Backend, LoadCancelled
 from engine.config import GenerationConfig, LoadConfig
 from engine.decoding import Generation, step
-from engine.errors import BackendError, EngineError, ModelNotFoundError
+from engine.errors import BackendError, EngineError, ModelNotFoundError, OutOfMemoryError
 from engine.events import (
     TERMINAL,
     Cancelled,
@@ -312,7 +312,17 @@ class Worker:
         spec, precision = resolve(config.backend, config.precision)
         shape = read_config(folder)
         tokenizer = Tokenizer(folder, shape.end_of_text)
-        memory.check_fits(shape, precision, spec.name)
+        try:
+            memory.check_fits(shape, precision, spec.name)
+        except OutOfMemoryError as error:
+            held = self._held
+            if held is None or held.backend.info.weight_bytes < 100_000_000:
+                raise
+            # Both models are held for a moment, so that a failed load leaves the old one.
+            size = memory.human_bytes(held.backend.info.weight_bytes)
+            raise OutOfMemoryError(
+                f"{error}; {held.backend.info.name} holds {size}, which loading verse first frees"
+            ) from error
         backend = load_backend(
             folder,
             name=entry.name,

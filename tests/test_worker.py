@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,23 @@ def test_a_failed_load_leaves_the_model_in_place(
     after = worker.generate("The sun", GREEDY).result(30)
     assert isinstance(before, Finished) and isinstance(after, Finished)
     assert after.token_ids == before.token_ids
+
+
+def test_too_little_memory_beside_the_loaded_model_names_a_way_out(
+    worker: Worker, hold: Hold, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.memory.available_bytes", lambda *a, **k: 1000)
+    big = replace(model_info(name="big"), weight_bytes=3_000_000_000)
+    hold(ScriptedBackend(info=big))
+    end = load(worker, tiny_model_dir)
+    assert isinstance(end, Failed)
+    assert end.kind == "OutOfMemoryError"
+    assert "big holds 3.00 GB, which loading verse first frees" in end.message
+    assert worker.model == big
+    hold(ScriptedBackend())
+    end = load(worker, tiny_model_dir)
+    assert isinstance(end, Failed)
+    assert "verse" not in end.message
 
 
 def test_a_load_can_be_cancelled(worker: Worker, hold: Hold, tiny_model_dir: Path) -> None:
