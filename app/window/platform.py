@@ -420,6 +420,13 @@ class Window:
         glfw.set_window_should_close(self._handle, True)
         self.request_frames(1)
 
+    def request_close_from_any_thread(self) -> None:
+        """As `request_close`, but legal outside the window's thread (a signal, a timer)."""
+        with self._lock:
+            if self._alive:
+                glfw.set_window_should_close(self._handle, True)
+                glfw.post_empty_event()
+
     def close(self) -> None:
         """Close the window and GLFW; safe to call twice."""
         with self._lock:

@@ -165,16 +165,19 @@ def _middle_cut(text: str, keep: int) -> str:
 
 
 class _Hover:
+    """What the pointer rests on: a tooltip appears after a while, without an event."""
+
     key = ""
-    since = 0.0
-    seen = 0.0
+    since = 0.0  # time.monotonic()
+    seen = 0.0  # imgui.get_time() of the last frame in which it was hovered
 
 
 def _delayed_tooltip(key: str, text: str) -> None:
-    now = time.monotonic()
-    if key != _Hover.key or now - _Hover.seen > 0.5:
+    now, frame = time.monotonic(), imgui.get_time()
+    in_last_frame = frame - imgui.get_io().delta_time <= _Hover.seen + 1e-4
+    if key != _Hover.key or not in_last_frame:
         _Hover.key, _Hover.since = key, now
-    _Hover.seen = now
+    _Hover.seen = frame
     waited = now - _Hover.since
     if waited < TOOLTIP_DELAY_S:
         inputs.current().redraw_in(TOOLTIP_DELAY_S - waited)
@@ -190,10 +193,10 @@ def tooltip(text: str) -> None:
 
 
 def show_tooltip(text: str) -> None:
-    """A tooltip now, wrapped to a readable width; the first line is set off by a blank line."""
-    imgui.push_style_var(imgui.STYLE_WINDOW_PADDING, (px(12), px(8)))
+    """A tooltip now, wrapped to a readable width."""
+    imgui.push_style_var(imgui.STYLE_WINDOW_ROUNDING, px(theme.ROUNDING))
     try:
-        with imgui.begin_tooltip(), fonts.use("small"):
+        with theme.popup_padding(), imgui.begin_tooltip(), fonts.use("small"):
             imgui.push_text_wrap_pos(px(TOOLTIP_WIDTH))
             imgui.text_unformatted(fonts.show(text))
             imgui.pop_text_wrap_pos()
