@@ -1,0 +1,172 @@
+"""The project's own CPU engine; see engine.native. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+
+from engine.backends.base import Logits, Progress
+from engine.errors import BackendError, ConfigError
+from engine.events import ModelInfo
+from engine.native import pack
+from engine.native.cpu import cpu_path
+from engine.native.kernels import Kernel
+from engine.native.model import Cache, Model
+from engine.native.run import Runner, compile_for
+from engine.threads import default_threads
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("int8", "int4", "bf16", "fp32")
+REQUIRES = ("numba",)
+
+
+class NativeBackend:
+    """See engine.backends.base.Backend."""
+
+    def __init__(self, model: Model, info: ModelInfo) -> None:
+        self.info = info
+        self._model = model
+        self._runner = Runner(model, info.threads)
+        self._caches: dict[int, Cache] = {}
+        self._next_slot = 0
+
+    def open(self) -> int:
+        return self._add(Cache(self._model.cache_shape))
+
+    def _add(self, cache: Cache) -> int:
+        slot = self._next_slot
+        self._next_slot += 1
+        self._caches[slot] = cache
+        return slot
+
+    @overload
+    def extend(
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        all_positions: Literal[False] = False,
+    ) -> Logits: ...
+
+    @overload
+    def extend(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], all_positions: Literal[True]
+    ) -> list[Logits]: ...
+
+    def extend(
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        all_positions: bool = False,
+    ) -> Logits | list[Logits]:
+        caches = [self._caches[slot] for slot in slots]
+        for cache, ids in zip(caches, tokens, strict=True):
+            self._check(cache, ids)
+        counts = [len(ids) if all_positions else 1 for ids in tokens]
+        logits = np.empty((sum(counts), self.info.vocab_size), np.float32)
+        self._runner.run(list(zip(caches, tokens, strict=True)), logits, all_positions)
+        if not all_positions:
+            return logits
+        return np.split(logits, np.cumsum(counts)[:-1])
+
+    def _check(self, cache: Cache, ids: Sequence[int]) -> None:
+        if not ids or cache.length + len(ids) > self.info.context:
+            raise BackendError(
+                f"{len(ids)} tokens after {cache.length} do not fit the context of "
+                f"{self.info.context}"
+            )
+        if min(ids) < 0 or max(ids) >= self.info.vocab_size:
+            raise BackendError(
+                f"a token is outside the vocabulary of {self.info.vocab_size}; the tokenizer "
+                "does not belong to this model"
+            )
+
+    def length(self, slot: int) -> int:
+        return self._caches[slot].length
+
+    def truncate(self, slot: int, length: int) -> None:
+        cache = self._caches[slot]
+        cache.length = min(cache.length, length)
+
+    def fork(self, slot: int) -> int:
+        return self._add(self._caches[slot].copy())
+
+    def close(self, slot: int) -> None:
+        del self._caches[slot]
+
+    def shutdown(self) -> None:
+        self._runner.close()
+        self._caches.clear()
+        self._model.packed.close()
+
+
+def kernels_of(precision: str) -> tuple[Kernel, Kernel]:
+    """How the blocks' matrices and the head are held; ConfigError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"the native engine has no precision {precision}; it has: {', '.join(PRECISIONS)}"
+        )
+    path = cpu_path()
+    if precision == "int4":
+        return Kernel("int4", path, weight_group=32), Kernel("int8", path)
+    return Kernel(precision, path), Kernel(precision, path)
+
+
+def warm_up(precision: str) -> None:
+    """Compile for a precision, or fetch compiled code from disk; may run beside anything else."""
+    compile_for(*kernels_of(precision))
+
+
+def load(
+    folder: Path, *, name: str, precision: str, threads: int, progress: Progress
+) -> NativeBackend:
+    """Load a model folder; see engine.backends.base.BackendFactory."""
+    kernel, head = kernels_of(precision)
+    threads = threads or default_threads()
+    compiling = threading.Thread(target=_quietly, args=(precision,), name="native-warm-up")
+    compiling.start()
+    try:
+        packed, digest = pack.load(
+            folder, kernel, head, lambda stage, fraction: progress(stage, 0.05 + 0.85 * fraction)
+        )
+        if compiling.is_alive():
+            progress("compiling", 0.95)
+    finally:
+        compiling.join()
+    try:
+        model = Model(packed)
+        config = packed.config
+        info = ModelInfo(
+            name=name,
+            path=str(folder),
+            backend="native",
+            precision=precision,
+            threads=threads,
+            parameters=config.parameters,
+            layers=config.layers,
+            width=config.width,
+            heads=config.heads,
+            context=config.context,
+            vocab_size=config.vocab_size,
+            weight_bytes=packed.nbytes,
+            weight_bytes_fp32=4 * config.parameters,
+            weights_hash=digest,
+            detail=cpu_path().title,
+        )
+        return NativeBackend(model, info)
+    except BaseException:
+        packed.close()
+        raise
+
+
+def _quietly(precision: str) -> None:
+    """A failure will show again, and be raised, where the model is put together."""
+    try:
+        warm_up(precision)
+    except Exception:
+        log.exception("compiling ahead failed")

@@ -1,0 +1,304 @@
+"""Attention of new rows over a sequence's keys and values.
+
+Keys of a head lie in blocks of 16 positions, [position / 16][head width][16], so that the scores
+of 16 positions are one vector and need no sum across lanes; values lie as [position][head width],
+padded to whole vectors. Scores are summed along the head, outputs along the positions, both from
+the first to the last: results do not depend on how many rows come at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import float32, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from engine.native.jit import inlined
+from engine.native.simd import (
+    F32,
+    I16,
+    I64,
+    LANES,
+    V_F32,
+    Builder,
+    Value,
+    add,
+    broadcast,
+    constant,
+    emit_bf16_to_f32,
+    emit_f32_to_bf16,
+    exp,
+    keep_below,
+    load,
+    load_f32,
+    max_lanes,
+    maximum,
+    mul,
+    muladd,
+    offset,
+    read_f32,
+    splat,
+    store,
+    store_f32,
+    sub,
+    sum_lanes,
+    vector,
+    write_f32,
+)
+
+SPAN = 64  # positions whose scores are computed at once
+ROWS = 4  # rows at once
+
+
+def _load_cached(builder: Builder, kernel: Any, address: Value) -> Value:
+    if kernel.kernel.cache_bytes == 4:
+        return load(builder, address, V_F32, 4)
+    return emit_bf16_to_f32(builder, load(builder, address, vector(I16), 2))
+
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def cache_bytes(typing_context: Any, kernel: Any) -> Any:
+    """Kernel.cache_bytes, as a constant."""
+
+    def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        return constant(I64, kernel.kernel.cache_bytes)
+
+    return types.intp(kernel), generate
+
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _write_cached(typing_context: Any, kernel: Any, address: Any, value: Any) -> Any:
+    """Write one float into a cache of this kernel's precision."""
+
+    def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        _, address, value = args
+        if kernel.kernel.cache_bytes == 4:
+            store(builder, value, address, 4)
+        else:
+            bits = emit_f32_to_bf16(builder, broadcast(builder, value, 1))
+            store(builder, bits, address, 2)
+        return context.get_dummy_value()
+
+    return types.void(kernel, types.intp, types.float32), generate
+
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _scores(
+    typing_context: Any,
+    kernel: Any,
+    rows: Any,
+    q: Any,
+    q_stride: Any,
+    keys: Any,
+    head_width: Any,
+    out: Any,
+    out_stride: Any,
+) -> Any:
+    """Dot products of `rows` (a literal) queries with the 64 keys at `keys`."""
+    count = rows.literal_value
+    step = LANES * kernel.kernel.cache_bytes
+
+    def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        _, _, q, q_stride, keys, width, out, out_stride = args
+        b = builder
+        blocks = range(SPAN // LANES)
+        sums = [[cgutils.alloca_once(b, V_F32) for _ in blocks] for _ in range(count)]
+        for row in sums:
+            for place in row:
+                b.store(constant(V_F32, 0.0), place)
+        block_bytes = b.mul(width, constant(I64, step))
+        with cgutils.for_range(b, width) as loop:
+            at = b.add(keys, b.mul(loop.index, constant(I64, step)))
+            loaded = [
+                _load_cached(b, kernel, b.add(at, b.mul(block_bytes, constant(I64, i))))
+                for i in blocks
+            ]
+            for m, row in enumerate(sums):
+                place = b.add(q, b.mul(q_stride, constant(I64, m)))
+                place = b.add(place, b.mul(loop.index, constant(I64, 4)))
+                value = broadcast(b, load(b, place, F32, 4))
+                for i in blocks:
+                    b.store(muladd(b, loaded[i], value, b.load(row[i])), row[i])
+        for m, row in enumerate(sums):
+            for i in blocks:
+                place = b.add(out, b.mul(out_stride, constant(I64, m)))
+                store(b, b.load(row[i]), offset(b, place, 64 * i), 4)
+        return context.get_dummy_value()
+
+    return types.void(kernel, rows, *[types.intp] * 6), generate
+
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _outputs(
+    typing_context: Any,
+    kernel: Any,
+    rows: Any,
+    vectors: Any,
+    weights: Any,
+    weight_stride: Any,
+    values: Any,
+    value_stride: Any,
+    positions: Any,
+    out: Any,
+    out_stride: Any,
+) -> Any:
+    """Weighted sums of `positions` values for `rows` rows, `vectors` x 16 columns (literals)."""
+    count, columns = rows.literal_value, vectors.literal_value
+    step = LANES * kernel.kernel.cache_bytes
+
+    def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        _, _, _, weights, weight_stride, values, value_stride, positions, out, out_stride = args
+        b = builder
+        sums = [[cgutils.alloca_once(b, V_F32) for _ in range(columns)] for _ in range(count)]
+        for row in sums:
+            for place in row:
+                b.store(constant(V_F32, 0.0), place)
+        with cgutils.for_range(b, positions) as loop:
+            at = b.add(values, b.mul(loop.index, value_stride))
+            loaded = [_load_cached(b, kernel, offset(b, at, step * i)) for i in range(columns)]
+            for m, row in enumerate(sums):
+                place = b.add(weights, b.mul(weight_stride, constant(I64, m)))
+                place = b.add(place, b.mul(loop.index, constant(I64, 4)))
+                weight = broadcast(b, load(b, place, F32, 4))
+                for i in range(columns):
+                    b.store(muladd(b, loaded[i], weight, b.load(row[i])), row[i])
+        for m, row in enumerate(sums):
+            for i in range(columns):
+                place = b.add(out, b.mul(out_stride, constant(I64, m)))
+                store(b, b.load(row[i]), offset(b, place, 64 * i), 4)
+        return context.get_dummy_value()
+
+    return types.void(kernel, rows, vectors, *[types.intp] * 7), generate
+
+
+
+@inlined
+def remember(
+    kernel: Any,
+    k: int,
+    v: int,
+    head_width: int,
+    keys: int,
+    values: int,
+    value_stride: int,
+    position: int,
+) -> None:
+    """Put one row's key and value (float addresses) of one head into the cache."""
+    size = cache_bytes(kernel)
+    key = keys + (position // LANES) * (head_width * LANES * size) + position % LANES * size
+    value = values + position * value_stride
+    for i in range(head_width):
+        _write_cached(kernel, key + i * (LANES * size), read_f32(k + 4 * i))
+        _write_cached(kernel, value + i * size, read_f32(v + 4 * i))
+
+
+
+@inlined
+def _softmax(scores: int, count: int, end: int, scale: float) -> float:
+    """exp(scale s - max) in place of the first `count` scores, 0 from there to `end`; the sum."""
+    factor = splat(scale)
+    highest = splat(float32(-3.0e38))
+    for at in range(0, count, LANES):
+        v = mul(load_f32(scores + 4 * at), factor)
+        v = keep_below(v, count - at, float32(-3.0e38))
+        store_f32(scores + 4 * at, v)
+        highest = maximum(v, highest)
+    top = splat(max_lanes(highest))
+    total = splat(float32(0.0))
+    for at in range(0, count, LANES):
+        v = keep_below(exp(sub(load_f32(scores + 4 * at), top)), count - at, float32(0.0))
+        store_f32(scores + 4 * at, v)
+        total = add(total, v)
+    first_empty = (count + LANES - 1) // LANES * LANES
+    for at in range(first_empty, end, LANES):
+        store_f32(scores + 4 * at, splat(float32(0.0)))
+    return sum_lanes(total)
+
+
+
+@inlined
+def _hand_out(source: int, target: int, head_width: int, factor: float) -> None:
+    """target[:head_width] = source * factor"""
+    whole = head_width // LANES * LANES
+    scale = splat(factor)
+    for i in range(0, whole, LANES):
+        store_f32(target + 4 * i, mul(load_f32(source + 4 * i), scale))
+    for i in range(whole, head_width):
+        write_f32(target + 4 * i, float32(read_f32(source + 4 * i) * factor))
+
+
+
+@inlined
+def attend(
+    kernel: Any,
+    q: int,
+    q_stride: int,
+    rows: int,
+    past: int,
+    head_width: int,
+    keys: int,
+    values: int,
+    value_stride: int,
+    scale: float,
+    scratch: int,
+    span_bytes: int,
+    out: int,
+    out_stride: int,
+) -> None:
+    """One head of `rows` consecutive rows, the first of which is at position `past`.
+
+    `scratch` holds 4 rows of scores of `span_bytes` each, then 4 rows of outputs.
+    """
+    size = cache_bytes(kernel)
+    results = scratch + ROWS * span_bytes
+    result_bytes = (head_width + LANES - 1) // LANES * (4 * LANES)
+    row = 0
+    while row < rows:
+        count = ROWS if rows - row >= ROWS else 1
+        end = past + row + count
+        for at in range(0, end, SPAN):
+            where = keys + at * (head_width * size)
+            if count == ROWS:
+                _scores(kernel, 4, q, q_stride, where, head_width, scratch + 4 * at, span_bytes)
+            else:
+                _scores(kernel, 1, q, q_stride, where, head_width, scratch + 4 * at, span_bytes)
+        for i in range(count):
+            line = scratch + i * span_bytes
+            write_f32(
+                results + ROWS * result_bytes + 4 * i,
+                _softmax(line, past + row + i + 1, end, scale),
+            )
+        part = 0
+        while part < result_bytes:
+            where = values + part // 4 * size
+            target = results + part
+            narrow = result_bytes - part < 256
+            if narrow and count == ROWS:
+                _outputs(
+                    kernel, 4, 1, scratch, span_bytes, where, value_stride, end, target, result_bytes
+                )
+            elif narrow:
+                _outputs(
+                    kernel, 1, 1, scratch, span_bytes, where, value_stride, end, target, result_bytes
+                )
+            elif count == ROWS:
+                _outputs(
+                    kernel, 4, 4, scratch, span_bytes, where, value_stride, end, target, result_bytes
+                )
+            else:
+                _outputs(
+                    kernel, 1, 4, scratch, span_bytes, where, value_stride, end, target, result_bytes
+                )
+            part += 64 if narrow else 256
+        for i in range(count):
+            total = read_f32(results + ROWS * result_bytes + 4 * i)
+            factor = float32(float32(1.0) / total)
+            _hand_out(results + i * result_bytes, out, head_width, factor)
+            out += out_stride
+        q += count * q_stride
+        row += count
