@@ -24,7 +24,7 @@ import OpenGL.GL as gl
 
 from app.window import clipboard, fonts, inputs, theme
 from app.window.inputs import InputQueue, KeyPress
-from app.window.renderer import Renderer
+from app.window.renderer import Renderer, keeps_frames
 from engine.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,9 @@ class Window:
         )
         self._scale_pending = False
         self._build_fonts()
-        self.renderer = Renderer(self._handle, self.queue)
+        # Painting is what costs time without a graphics card, so only changes are painted there.
+        partial = software and keeps_frames(self._handle, theme.color("bg"))
+        self.renderer = Renderer(self._handle, self.queue, partial)
         self._set_callbacks()
         self.make_current()
 
@@ -223,7 +225,7 @@ class Window:
         glfw.set_framebuffer_size_callback(handle, acting(rescaled))
         glfw.set_window_iconify_callback(handle, acting(nothing))
         glfw.set_window_maximize_callback(handle, acting(nothing))
-        glfw.set_window_refresh_callback(handle, acting(nothing))
+        glfw.set_window_refresh_callback(handle, acting(lambda *_: renderer.invalidate()))
         glfw.set_window_close_callback(handle, acting(nothing))
         glfw.set_window_content_scale_callback(handle, acting(rescaled))
         glfw.set_drop_callback(handle, acting(self._drop))
@@ -320,11 +322,14 @@ class Window:
         if self._failures and self._failures < 3:
             self._failures = 0
         self.renderer.update_cursor()
-        self.renderer.draw(imgui.get_draw_data(), theme.color("bg"))
+        if self._screenshots:
+            self.renderer.invalidate()
+        drawn = self.renderer.draw(imgui.get_draw_data(), theme.color("bg"))
         for path in self._screenshots:
             path.write_bytes(self._png())
         self._screenshots.clear()
-        glfw.swap_buffers(self._handle)
+        if drawn:
+            glfw.swap_buffers(self._handle)
 
     def _compose(self, draw: Callable[[], None]) -> Exception | None:
         """One Dear ImGui frame; an exception leaves a context that is fit for the next one."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import glfw
 import imgui
+import numpy as np
 import OpenGL
 
 OpenGL.ERROR_CHECKING = False  # a glGetError after each call costs more than the frame itself
@@ -24,6 +25,7 @@ import OpenGL.GL as gl  # noqa: E402  (the flags above must come first)
 from imgui.integrations.glfw import GlfwRenderer  # noqa: E402
 
 from app.window.clipboard import Clipboard  # noqa: E402
+from app.window.damage import DamageTracker, DrawnList, Rect  # noqa: E402
 from app.window.inputs import InputQueue  # noqa: E402
 
 _COMMAND_MODS = glfw.MOD_CONTROL | glfw.MOD_ALT | glfw.MOD_SUPER
@@ -47,8 +49,11 @@ class _Click:
 class Renderer(GlfwRenderer):  # type: ignore[misc]
     """pyimgui's GLFW renderer for one window and the current Dear ImGui context."""
 
-    def __init__(self, window: Any, queue: InputQueue) -> None:
+    def __init__(self, window: Any, queue: InputQueue, partial: bool = False) -> None:
         self.queue = queue
+        self.partial = partial
+        self.damage = DamageTracker()
+        self._background: tuple[float, float, float, float] | None = None
         self._clicks: deque[_Click] = deque()
         self._key_of_scancode: dict[int, int] = {}
         self._cursors: dict[int, Any] = {}
@@ -196,20 +201,45 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
         )
         self.io.fonts.texture_id = self._font_texture
         self.io.fonts.clear_tex_data()
+        self.damage.invalidate()
 
-    def draw(self, draw_data: Any, background: tuple[float, float, float, float]) -> None:
-        """Clear the window and draw one frame's data. The context belongs to nobody else, so no
-        state is saved and restored."""
+    def draw(self, draw_data: Any, background: tuple[float, float, float, float]) -> bool:
+        """Draw one frame's data; False if the window already looks so and need not be swapped.
+
+        The OpenGL context belongs to nobody else, so no state is saved and restored. With
+        `partial`, only what changed is painted, over the frame before.
+        """
         width, height = self.io.display_size
         scale_x, scale_y = self.io.display_fb_scale
         pixels_x, pixels_y = int(width * scale_x), int(height * scale_y)
         if pixels_x <= 0 or pixels_y <= 0:
-            return
+            return False
         draw_data.scale_clip_rects(scale_x, scale_y)
-        gl.glDisable(gl.GL_SCISSOR_TEST)
-        gl.glViewport(0, 0, pixels_x, pixels_y)
+        lists = draw_data.commands_lists
+        rects: list[Rect] = [(0, 0, pixels_x, pixels_y)]
+        if self.partial:
+            if background != self._background:
+                self._background = background
+                self.damage.invalidate()
+            drawn = [_as_arrays(commands, scale_x, scale_y) for commands in lists]
+            rects = self.damage.update(drawn, pixels_x, pixels_y)
+            if not rects:
+                return False
+        self._prepare(width, height, pixels_x, pixels_y)
         gl.glClearColor(*background)
-        gl.glClear(gl.GL_COLOR_BUFFER_BIT)
+        for rect in rects:
+            _scissor(rect, pixels_y)
+            gl.glClear(gl.GL_COLOR_BUFFER_BIT)
+        for commands in lists:
+            self._draw_list(commands, rects, pixels_y)
+        return True
+
+    def invalidate(self) -> None:
+        """Draw the next frame whole, though nothing may have changed: the window was uncovered."""
+        self.damage.invalidate()
+
+    def _prepare(self, width: float, height: float, pixels_x: int, pixels_y: int) -> None:
+        gl.glViewport(0, 0, pixels_x, pixels_y)
         gl.glEnable(gl.GL_BLEND)
         gl.glBlendEquation(gl.GL_FUNC_ADD)
         gl.glBlendFunc(gl.GL_SRC_ALPHA, gl.GL_ONE_MINUS_SRC_ALPHA)
@@ -229,34 +259,28 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
         gl.glBindVertexArray(self._vao_handle)
         gl.glBindBuffer(gl.GL_ARRAY_BUFFER, self._vbo_handle)
         gl.glBindBuffer(gl.GL_ELEMENT_ARRAY_BUFFER, self._elements_handle)
-        for commands in draw_data.commands_lists:
-            self._draw_list(commands, pixels_x, pixels_y)
 
-    def _draw_list(self, commands: Any, pixels_x: int, pixels_y: int) -> None:
+    def _draw_list(self, commands: Any, rects: list[Rect], pixels_y: int) -> None:
         index_type = gl.GL_UNSIGNED_SHORT if imgui.INDEX_SIZE == 2 else gl.GL_UNSIGNED_INT
-        gl.glBufferData(
-            gl.GL_ARRAY_BUFFER,
-            commands.vtx_buffer_size * imgui.VERTEX_SIZE,
-            ctypes.c_void_p(commands.vtx_buffer_data),
-            gl.GL_STREAM_DRAW,
-        )
-        gl.glBufferData(
-            gl.GL_ELEMENT_ARRAY_BUFFER,
-            commands.idx_buffer_size * imgui.INDEX_SIZE,
-            ctypes.c_void_p(commands.idx_buffer_data),
-            gl.GL_STREAM_DRAW,
-        )
+        loaded = False
         offset = 0
         for command in commands.commands:
             count = command.elem_count
-            left, top, right, bottom = command.clip_rect
-            left, top = max(left, 0), max(top, 0)
-            right, bottom = min(right, pixels_x), min(bottom, pixels_y)
-            if count and right > left and bottom > top:
-                gl.glBindTexture(gl.GL_TEXTURE_2D, command.texture_id)
-                gl.glScissor(
-                    int(left), int(pixels_y - bottom), int(right - left), int(bottom - top)
+            left, top, right, bottom = (int(bound) for bound in command.clip_rect)
+            for rect in rects:
+                part = (
+                    max(left, rect[0]),
+                    max(top, rect[1]),
+                    min(right, rect[2]),
+                    min(bottom, rect[3]),
                 )
+                if not count or part[2] <= part[0] or part[3] <= part[1]:
+                    continue
+                if not loaded:
+                    _load(commands)
+                    loaded = True
+                gl.glBindTexture(gl.GL_TEXTURE_2D, command.texture_id)
+                _scissor(part, pixels_y)
                 gl.glDrawElements(gl.GL_TRIANGLES, count, index_type, ctypes.c_void_p(offset))
             offset += count * imgui.INDEX_SIZE
 
@@ -266,6 +290,56 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
             glfw.destroy_cursor(cursor)
         self._cursors.clear()
         super().shutdown()
+
+
+def keeps_frames(window: Any, rgba: tuple[float, float, float, float]) -> bool:
+    """Whether the picture is still there to be painted over after it was shown.
+
+    OpenGL leaves that open; software drivers copy the picture, so there it is. Tried with two
+    shades of one colour, which nobody sees.
+    """
+    seen = []
+    for shade in (0.0, 1 / 255):
+        gl.glDisable(gl.GL_SCISSOR_TEST)
+        gl.glClearColor(*(min(part + shade, 1.0) for part in rgba[:3]), 1.0)
+        gl.glClear(gl.GL_COLOR_BUFFER_BIT)
+        drawn = bytes(gl.glReadPixels(1, 1, 1, 1, gl.GL_RGB, gl.GL_UNSIGNED_BYTE))
+        glfw.swap_buffers(window)
+        seen.append(drawn == bytes(gl.glReadPixels(1, 1, 1, 1, gl.GL_RGB, gl.GL_UNSIGNED_BYTE)))
+    return all(seen)
+
+
+def _scissor(rect: Rect, pixels_y: int) -> None:
+    gl.glScissor(rect[0], pixels_y - rect[3], rect[2] - rect[0], rect[3] - rect[1])
+
+
+def _load(commands: Any) -> None:
+    """Upload one draw list's vertices and indices."""
+    gl.glBufferData(
+        gl.GL_ARRAY_BUFFER,
+        commands.vtx_buffer_size * imgui.VERTEX_SIZE,
+        ctypes.c_void_p(commands.vtx_buffer_data),
+        gl.GL_STREAM_DRAW,
+    )
+    gl.glBufferData(
+        gl.GL_ELEMENT_ARRAY_BUFFER,
+        commands.idx_buffer_size * imgui.INDEX_SIZE,
+        ctypes.c_void_p(commands.idx_buffer_data),
+        gl.GL_STREAM_DRAW,
+    )
+
+
+def _as_arrays(commands: Any, scale_x: float, scale_y: float) -> DrawnList:
+    """A copy of one draw list, positions in pixels of the framebuffer."""
+    raw = ctypes.string_at(commands.vtx_buffer_data, commands.vtx_buffer_size * imgui.VERTEX_SIZE)
+    vertices = np.frombuffer(raw, np.uint32).reshape(-1, imgui.VERTEX_SIZE // 4)
+    if (scale_x, scale_y) != (1.0, 1.0):
+        vertices = vertices.copy()
+        vertices[:, :2].view(np.float32)[:] *= (scale_x, scale_y)
+    raw = ctypes.string_at(commands.idx_buffer_data, commands.idx_buffer_size * imgui.INDEX_SIZE)
+    indices = np.frombuffer(raw, np.dtype(f"u{imgui.INDEX_SIZE}")).reshape(-1, 3)
+    drawn = tuple((c.elem_count, tuple(c.clip_rect), c.texture_id) for c in commands.commands)
+    return DrawnList(vertices, indices, drawn)
 
 
 def _read_clipboard() -> bytes | None:
