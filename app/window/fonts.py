@@ -313,9 +313,11 @@ class Advances(dict[str, float]):
         shown = self._fonts_set.drawable(character)
         width = 0.0
         if shown and shown not in "\r\n":
-            # Dear ImGui rounds a text's width up, so measure many at once.
+            # Dear ImGui rounds a text's width up to a whole number, so measure many at once.
             with imgui.font(self._fonts_set.get(self._role)):
-                width = imgui.calc_text_size(shown * 1000).x / 1000
+                width = (imgui.calc_text_size(shown * 1000).x - 0.5) / 1000
+            if abs(width - round(width)) < 0.001:
+                width = float(round(width))
         self[character] = width
         return width
 

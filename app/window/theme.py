@@ -42,7 +42,7 @@ PALETTES: dict[str, dict[str, str]] = {
         "text": "22242a",
         "dim": "5f646d",
         "accent": "ac5600",
-        "accent_hover": "c26408",
+        "accent_hover": "b85c00",
         "accent_active": "8f4700",
         "accent_text": "ffffff",
         "good": "23694c",

@@ -27,7 +27,8 @@ def xvfb_display() -> Iterator[str]:
         pytest.skip("Xvfb is not installed (Debian: apt-get install xvfb xdotool)")
     read_end, write_end = os.pipe()
     server = subprocess.Popen(
-        ["Xvfb", "-displayfd", str(write_end), "-screen", "0", "1280x800x24", "-nolisten", "tcp"],
+        # Without -noreset the server is away for a moment whenever its last client leaves.
+        ["Xvfb", "-displayfd", str(write_end), "-screen", "0", "1280x800x24", "-noreset"],
         pass_fds=(write_end,),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
