@@ -39,7 +39,7 @@ def is_boundary(text: str, index: int) -> bool:
     if index <= 0 or index >= len(text):
         return True
     here, before = text[index], text[index - 1]
-    if here < "\u0300" and before != _ZWJ:
+    if here < "\u0300" or before == "\n":
         return True
     if _joins(here) or before == _ZWJ:
         return False
@@ -254,16 +254,19 @@ class TextLayout:
             # White space hangs over the edge, up to a line end, which belongs to this line.
             while over < len(text) and text[over] != "\n" and text[over].isspace():
                 over += 1
-            return over + 1 if over < len(text) and text[over] == "\n" else over
+            if over < len(text) and text[over] == "\n":
+                return over + 1
+            return self._boundary_before(over, start)
         at = over
-        while at > start and not text[at - 1].isspace() and not _breaks_between(text, at):
+        while at > start and not _may_break(text, at):
             at -= 1
-        if at > start:
-            return at
-        at = over
-        while at > start and not is_boundary(text, at):
+        return at if at > start else self._boundary_before(over, start)
+
+    def _boundary_before(self, at: int, start: int) -> int:
+        """The last caret place up to `at`, but after at least one cluster from `start`."""
+        while at > start and not is_boundary(self._text, at):
             at -= 1
-        return at if at > start else max(next_boundary(text, start), start + 1)
+        return at if at > start else next_boundary(self._text, start)
 
     # -- lines -------------------------------------------------------------------------------
 
@@ -372,6 +375,10 @@ class TextLayout:
         start = self._text.rfind("\n", 0, index) + 1
         end = self._text.find("\n", index)
         return start, len(self._text) if end < 0 else end + 1
+
+
+def _may_break(text: str, at: int) -> bool:
+    return is_boundary(text, at) and (text[at - 1].isspace() or _breaks_between(text, at))
 
 
 def _breaks_between(text: str, at: int) -> bool:

@@ -143,7 +143,7 @@ def test_an_edit_in_a_long_text_looks_at_few_lines() -> None:
 TEXTS = st.text(alphabet="ab -\n\u0301日🇩👍\u200d", max_size=40)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(TEXTS, st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12), TEXTS), max_size=6))
 def test_changes_give_the_same_lines_as_a_fresh_layout(
     text: str, edits: list[tuple[int, int, str]]
@@ -154,13 +154,15 @@ def test_changes_give_the_same_lines_as_a_fresh_layout(
         layout.replace(start, min(start + length, len(layout.text)), inserted)
         fresh = TextLayout(Tens(), 65.0, layout.text)
         assert lines(layout) == lines(fresh)
+        for i in range(layout.line_count):
+            assert is_boundary(layout.text, layout.line_range(i)[0])
         assert "".join(
             layout.text[layout.line_range(i)[0] : layout.line_range(i)[1]]
             for i in range(layout.line_count)
         ) == layout.text.replace("\n", "")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(TEXTS, st.floats(-20, 200), st.floats(-20, 400))
 def test_a_hit_is_always_a_caret_place(text: str, x: float, y: float) -> None:
     layout = TextLayout(Tens(), 45.0, text)
@@ -185,6 +187,11 @@ def test_clusters_are_stepped_over_whole(cluster: str) -> None:
     text = "a" + cluster + "b"
     assert next_boundary(text, 1) == 1 + len(cluster)
     assert previous_boundary(text, 1 + len(cluster)) == 1
+
+
+def test_marks_do_not_join_across_a_line_end_or_to_plain_letters() -> None:
+    assert [i for i in range(4) if is_boundary("\n\u0301\u200da", i)] == [0, 1, 3]
+    assert is_boundary("\u200d\n", 1)
 
 
 def test_flags_in_a_row_are_pairs() -> None:
