@@ -6,7 +6,6 @@ when the rest of the program does not. Changes nothing on the disk beyond the us
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -20,17 +19,12 @@ from typing import Any
 import engine
 from app import logs
 from app.settings import parse_settings, settings_path
-from engine import paths
+from engine import machine, paths
 
 PACKAGES = (
     *("torch", "transformers", "optimum", "tokenizers", "safetensors", "huggingface_hub"),
     *("numpy", "numba", "llvmlite", "imgui", "glfw", "PyOpenGL", "PyOpenGL-accelerate"),
     *("psutil", "platformdirs", "rich"),
-)
-# Instruction sets that decide how fast a model runs, in /proc/cpuinfo's spelling.
-CPU_FLAGS = (
-    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni"),
-    *("avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16", "sve"),
 )
 VARIABLES = (
     *(paths.HOME_VARIABLE, "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"),
@@ -55,7 +49,7 @@ def collect(gl: Mapping[str, str] | None = None) -> dict[str, Any]:
     parts: dict[str, Callable[[], Any]] = {
         "program": _program,
         "system": _system,
-        "cpu": _cpu,
+        "cpu": machine.cpu,
         "memory": _memory,
         "packages": _packages,
         "folders": _folders,
@@ -127,40 +121,6 @@ def _distribution() -> str:
     return platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
 
 
-def _cpu() -> dict[str, Any]:
-    import psutil
-
-    from engine.threads import default_threads
-
-    info = _guarded(_cpuinfo)
-    model, flags = info if isinstance(info, tuple) else (platform.processor() or info, info)
-    return {
-        "model": model,
-        "architecture": platform.machine(),
-        "cores": f"{psutil.cpu_count(logical=False)} physical, {psutil.cpu_count()} logical",
-        "threads by default": default_threads(),
-        "instruction sets": flags,
-    }
-
-
-def _cpuinfo() -> tuple[str, str]:
-    """Model and the flags that matter, from the Linux kernel, else from numpy."""
-    file = Path("/proc/cpuinfo")
-    if not file.exists():
-        import numpy as np
-
-        known = np.show_config(mode="dicts")["SIMD Extensions"]
-        names = [*known.get("baseline", ()), *known.get("found", ())]
-        return platform.processor() or "unknown", " ".join(names).lower()
-    values: dict[str, str] = {}
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        name, _, value = line.partition(":")
-        values.setdefault(name.strip().lower(), value.strip())
-    there = set((values.get("flags") or values.get("features") or "").split())
-    model = values.get("model name") or platform.processor() or "unknown"
-    return model, " ".join(flag for flag in CPU_FLAGS if flag in there) or "none of those sought"
-
-
 def _memory() -> dict[str, Any]:
     import psutil
 
@@ -175,13 +135,7 @@ def _memory() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return machine.package_versions(PACKAGES)
 
 
 def _folders() -> dict[str, Any]:

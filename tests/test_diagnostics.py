@@ -106,7 +106,7 @@ def test_a_part_that_fails_takes_no_other_with_it(
     def broken() -> None:
         raise RuntimeError("no such thing here")
 
-    monkeypatch.setattr(diagnostics, "_cpu", broken)
+    monkeypatch.setattr(diagnostics.machine, "cpu", broken)
     (tmp_path / "file").touch()
     monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path / "file"))
     facts = diagnostics.collect()
