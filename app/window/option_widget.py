@@ -279,10 +279,11 @@ def _text(option: Option, value: Any, key: str) -> tuple[bool, Any]:
         imgui.push_style_color(imgui.COLOR_BORDER, *theme.color("bad"))
     hint = AUTO if option.optional else ""
     numeric = option.kind in (int, float)
+    fonts.show(field.text)  # announced only: a box put into the field would become its value
     try:
         with fonts.use("mono" if numeric else "ui"):
             changed, text = imgui.input_text_with_hint(
-                f"##{key}:{field.serial}", hint, fonts.show(field.text), 4096
+                f"##{key}:{field.serial}", hint, field.text, 4096
             )
     finally:
         if field.error:

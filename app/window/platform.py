@@ -438,10 +438,9 @@ class Window:
             if not self._alive:
                 return
             self._alive = False
-        if fonts._current is getattr(self, "fonts", None):
-            fonts.set_current(None)
-            clipboard.set_current(None)
-            inputs.set_current(InputQueue())
+        fonts.set_current(None)
+        clipboard.set_current(None)
+        inputs.set_current(InputQueue())
         if hasattr(self, "renderer"):
             self.renderer.shutdown()
         if hasattr(self, "_context"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import sys
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,9 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
         io.key_shift = bool(down[glfw.KEY_LEFT_SHIFT] or down[glfw.KEY_RIGHT_SHIFT])
         io.key_alt = bool(down[glfw.KEY_LEFT_ALT] or down[glfw.KEY_RIGHT_ALT])
         io.key_super = bool(down[glfw.KEY_LEFT_SUPER] or down[glfw.KEY_RIGHT_SUPER])
+        if sys.platform == "darwin" and io.key_super:  # Command is that system's Ctrl
+            io.key_ctrl, io.key_super = True, False
+            mods = mods & ~glfw.MOD_SUPER | glfw.MOD_CONTROL
         if action != glfw.RELEASE:
             self.queue.press(key, mods, repeat=action == glfw.REPEAT)
 
