@@ -6,13 +6,9 @@ Knows nothing of what is drawn. All of it runs on one thread, except `Window.wak
 from __future__ import annotations
 
 import logging
-import os
-import struct
-import sys
 import threading
 import time
 import traceback
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,22 +20,20 @@ import OpenGL.GL as gl
 
 from app.window import clipboard, fonts, inputs, theme
 from app.window.inputs import InputQueue, KeyPress
+from app.window.opening import MIN_HEIGHT, MIN_WIDTH, NoDisplayError, create_window, on_wayland
+from app.window.png import encode_png
 from app.window.renderer import Renderer, keeps_frames
-from engine.errors import EngineError
 
 log = logging.getLogger(__name__)
 
+__all__ = ["MIN_HEIGHT", "MIN_WIDTH", "NoDisplayError", "Window", "WindowSettings"]
+
 MIN_ZOOM, MAX_ZOOM = 0.5, 4.0
-MIN_WIDTH, MIN_HEIGHT = 640, 480
 ACTING_FPS = 60.0  # while the user acts: no more than this
 BUSY_ACTING_FPS = 30.0  # the same while generating: frames take time from the model
 EXTRA_FRAMES = 3  # after the last event, for hover and layout to settle
 IDLE_WAIT_S = 5.0  # only a safeguard: every event wakes the window
 _SOFTWARE = ("llvmpipe", "softpipe", "swrast", "software", "gdi generic")
-
-
-class NoDisplayError(EngineError):
-    """No window can be opened here; the message holds GLFW's or OpenGL's own words."""
 
 
 @dataclass
@@ -86,7 +80,9 @@ class Window:
         self._frames_left = EXTRA_FRAMES
         self._slow_frames_left = 0  # frames to settle after the worker woke the window
         self._last_draw = 0.0
-        self._handle = _create_window(title, self.settings, visible)
+        self._handle = create_window(
+            title, (self.settings.width, self.settings.height), self.settings.maximized, visible
+        )
         try:
             self._start()
         except Exception:
@@ -99,7 +95,7 @@ class Window:
         software = any(word in self.gl_info.lower() for word in _SOFTWARE)
         # Waiting for the display inside a software renderer, or under Wayland while hidden, only
         # blocks; the loop limits the rate itself.
-        glfw.swap_interval(0 if software or _on_wayland() else 1)
+        glfw.swap_interval(0 if software or on_wayland() else 1)
         self._context = imgui.create_context()
         self._prepare_context()
         self.fonts = fonts.FontSet(
@@ -447,85 +443,3 @@ class Window:
             imgui.destroy_context(self._context)
         glfw.destroy_window(self._handle)
         glfw.terminate()
-
-
-def _on_wayland() -> bool:
-    return bool(glfw.get_platform() == glfw.PLATFORM_WAYLAND)
-
-
-_glfw_messages: list[str] = []
-
-
-def _keep_glfw_message(code: int, message: bytes | str) -> None:
-    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else message
-    _glfw_messages.append(text)
-    del _glfw_messages[:-5]
-    log.info("GLFW: %s (%#x)", text, code)
-
-
-def _no_display(what: str) -> NoDisplayError:
-    said = f": {_glfw_messages[-1]}" if _glfw_messages else ""
-    return NoDisplayError(f"{what}{said}")
-
-
-def _create_window(title: str, settings: WindowSettings, visible: bool) -> Any:
-    glfw.ERROR_REPORTING = "ignore"
-    glfw.set_error_callback(_keep_glfw_message)
-    _glfw_messages.clear()
-    if sys.platform.startswith("linux") and not (
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ):
-        raise NoDisplayError("there is no display: neither DISPLAY nor WAYLAND_DISPLAY is set")
-    if not glfw.init():
-        raise _no_display("no window system can be reached")
-    hints = (
-        (glfw.CONTEXT_VERSION_MAJOR, 3),
-        (glfw.CONTEXT_VERSION_MINOR, 3),
-        (glfw.OPENGL_PROFILE, glfw.OPENGL_CORE_PROFILE),
-        (glfw.OPENGL_FORWARD_COMPAT, True),
-        (glfw.SCALE_TO_MONITOR, True),
-        (glfw.MAXIMIZED, settings.maximized),
-        (glfw.VISIBLE, visible),
-    )
-    for hint, value in hints:
-        glfw.window_hint(hint, value)
-    for name in (glfw.X11_CLASS_NAME, glfw.X11_INSTANCE_NAME):
-        glfw.window_hint_string(name, "gpt2-workbench")
-    width, height = _fitting(settings.width, settings.height)
-    handle = glfw.create_window(width, height, title, None, None)
-    if not handle:
-        error = _no_display("no window with OpenGL 3.3 can be opened")
-        glfw.terminate()
-        raise error
-    glfw.set_window_size_limits(handle, MIN_WIDTH, MIN_HEIGHT, glfw.DONT_CARE, glfw.DONT_CARE)
-    return handle
-
-
-def _fitting(width: int, height: int) -> tuple[int, int]:
-    """A remembered size, no larger than the screen that is there now."""
-    monitor = glfw.get_primary_monitor()
-    if monitor:
-        _, _, most_x, most_y = glfw.get_monitor_workarea(monitor)
-        if most_x > 0 and most_y > 0:
-            width, height = min(width, most_x), min(height, most_y)
-    return max(width, MIN_WIDTH), max(height, MIN_HEIGHT)
-
-
-def encode_png(pixels: bytes, width: int, height: int) -> bytes:
-    """RGB bytes, bottom row first as OpenGL reads them, as a PNG file."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    stride = 3 * width
-    rows = b"".join(
-        b"\0" + pixels[row * stride : (row + 1) * stride] for row in reversed(range(height))
-    )
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows, 6))
-        + chunk(b"IEND", b"")
-    )

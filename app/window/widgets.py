@@ -1,121 +1,30 @@
 """Small shared widgets: buttons, fields, banners, tabs. Declared options: `option_widget.py`.
 
-Everything is laid out in theme units (`theme.px`). Widgets that show text from outside pass it
-through `fonts.show`. Colours and sizes come from `theme`, never from here.
+The context managers of `scopes.py` and the tooltips are offered here too, so that panels import
+one module. Everything is laid out in theme units (`theme.px`). Widgets that show text from outside
+pass it through `fonts.show`. Colours and sizes come from `theme`, never from here.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import imgui
-from imgui import internal
 
 from app.window import clipboard, fonts, inputs, theme
+from app.window.scopes import child as child
+from app.window.scopes import colored as colored
+from app.window.scopes import disabled as disabled
+from app.window.scopes import font as font
+from app.window.scopes import group as group
+from app.window.scopes import id as id
+from app.window.scopes import item_width as item_width
 from app.window.theme import px
-
-TOOLTIP_DELAY_S = 0.35
-TOOLTIP_WIDTH = 340.0
-
-# -- context managers -------------------------------------------------------------------------
-
-font = fonts.use
-
-
-@contextmanager
-def group() -> Iterator[None]:
-    """Items inside count as one for layout."""
-    imgui.begin_group()
-    try:
-        yield
-    finally:
-        imgui.end_group()
-
-
-@contextmanager
-def id(name: str) -> Iterator[None]:
-    """Names inside are distinct from the same names elsewhere."""
-    imgui.push_id(name)
-    try:
-        yield
-    finally:
-        imgui.pop_id()
-
-
-@contextmanager
-def child(
-    name: str,
-    width: float = 0.0,
-    height: float = 0.0,
-    *,
-    padding: tuple[float, float] | None = (16.0, 12.0),
-    background: str | None = None,
-    flags: int = 0,
-) -> Iterator[bool]:
-    """A panel of its own, scrolling if it must. Sizes in window units, padding in theme units.
-
-    Yields whether it is visible at all.
-    """
-    if padding is not None:
-        flags |= imgui.WINDOW_ALWAYS_USE_WINDOW_PADDING
-    push = (px(padding[0]), px(padding[1])) if padding is not None else (0.0, 0.0)
-    imgui.push_style_var(imgui.STYLE_WINDOW_PADDING, push)
-    if background is not None:
-        imgui.push_style_color(imgui.COLOR_CHILD_BACKGROUND, *theme.color(background))
-    begun = imgui.begin_child(name, width, height, False, flags)
-    imgui.pop_style_var()
-    if background is not None:
-        imgui.pop_style_color()
-    try:
-        yield bool(begun.visible)
-    finally:
-        imgui.end_child()
-
-
-@contextmanager
-def item_width(width: float) -> Iterator[None]:
-    """Width of the fields inside; negative values count from the right edge."""
-    imgui.push_item_width(width)
-    try:
-        yield
-    finally:
-        imgui.pop_item_width()
-
-
-@contextmanager
-def colored(name: str) -> Iterator[None]:
-    """Text inside in a palette colour."""
-    imgui.push_style_color(imgui.COLOR_TEXT, *theme.color(name))
-    try:
-        yield
-    finally:
-        imgui.pop_style_color()
-
-
-@contextmanager
-def disabled(reason: str | None) -> Iterator[None]:
-    """With a reason, what is inside looks disabled, ignores input and says why on hover."""
-    if not reason:
-        yield
-        return
-    imgui.push_style_var(imgui.STYLE_ALPHA, 0.45)
-    internal.push_item_flag(internal.ITEM_DISABLED, True)
-    imgui.begin_group()
-    try:
-        yield
-    finally:
-        imgui.end_group()
-        internal.pop_item_flag()
-        imgui.pop_style_var()
-    low, high = imgui.get_item_rect_min(), imgui.get_item_rect_max()
-    if imgui.is_window_hovered() and imgui.is_mouse_hovering_rect(*low, *high):
-        imgui.set_mouse_cursor(imgui.MOUSE_CURSOR_NOT_ALLOWED)
-        _delayed_tooltip(f"disabled:{reason}", reason)
-
+from app.window.tooltips import show_tooltip as show_tooltip
+from app.window.tooltips import tooltip as tooltip
 
 # -- text --------------------------------------------------------------------------------------
 
@@ -162,46 +71,6 @@ def elided(text: str, width: float) -> str:
 
 def _middle_cut(text: str, keep: int) -> str:
     return text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
-
-
-class _Hover:
-    """What the pointer rests on: a tooltip appears after a while, without an event."""
-
-    key = ""
-    since = 0.0  # time.monotonic()
-    seen = 0.0  # imgui.get_time() of the last frame in which it was hovered
-
-
-def _delayed_tooltip(key: str, text: str) -> None:
-    now, frame = time.monotonic(), imgui.get_time()
-    in_last_frame = frame - imgui.get_io().delta_time <= _Hover.seen + 1e-4
-    if key != _Hover.key or not in_last_frame:
-        _Hover.key, _Hover.since = key, now
-    _Hover.seen = frame
-    waited = now - _Hover.since
-    if waited < TOOLTIP_DELAY_S:
-        inputs.current().redraw_in(TOOLTIP_DELAY_S - waited)
-        return
-    show_tooltip(text)
-
-
-def tooltip(text: str) -> None:
-    """Explain the last item when the pointer rests on it."""
-    if text and imgui.is_item_hovered():
-        low = imgui.get_item_rect_min()
-        _delayed_tooltip(f"{low.x:.0f},{low.y:.0f}:{text}", text)
-
-
-def show_tooltip(text: str) -> None:
-    """A tooltip now, wrapped to a readable width."""
-    imgui.push_style_var(imgui.STYLE_WINDOW_ROUNDING, px(theme.ROUNDING))
-    try:
-        with theme.popup_padding(), imgui.begin_tooltip(), fonts.use("small"):
-            imgui.push_text_wrap_pos(px(TOOLTIP_WIDTH))
-            imgui.text_unformatted(fonts.show(text))
-            imgui.pop_text_wrap_pos()
-    finally:
-        imgui.pop_style_var()
 
 
 # -- buttons -----------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import pytest
 
 from app.window import inputs, platform, theme
 from app.window.inputs import MOD_CTRL, MOD_SHIFT, InputQueue, KeyPress, Typed
-from app.window.platform import NoDisplayError, Window, WindowSettings, encode_png
+from app.window.platform import NoDisplayError, Window, WindowSettings
+from app.window.png import encode_png
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.window import clipboard, inputs, option_widget, widgets
+from app.window import clipboard, inputs, option_widget, tooltips, widgets
 from app.window.option_widget import Scale, describe, format_value
 from app.window.option_widget import option_widget as draw_option
 from app.window.widgets import BannerResult
@@ -242,8 +242,8 @@ def test_what_is_disabled_ignores_clicks_and_says_why(
     headless_imgui: HeadlessImgui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []
-    monkeypatch.setattr(widgets, "show_tooltip", shown.append)
-    monkeypatch.setattr(widgets, "TOOLTIP_DELAY_S", 0.0)
+    monkeypatch.setattr(tooltips, "show_tooltip", shown.append)
+    monkeypatch.setattr(tooltips, "TOOLTIP_DELAY_S", 0.0)
 
     def widget() -> bool:
         with widgets.disabled("Load a model first"):
@@ -261,8 +261,8 @@ def test_tooltips_wait_and_ask_for_the_frame_that_shows_them(
     headless_imgui: HeadlessImgui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, shown = [100.0], []
-    monkeypatch.setattr(widgets.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(widgets, "show_tooltip", shown.append)
+    monkeypatch.setattr(tooltips.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(tooltips, "show_tooltip", shown.append)
     spot = Spot()
 
     def draw() -> None:
@@ -273,7 +273,7 @@ def test_tooltips_wait_and_ask_for_the_frame_that_shows_them(
     headless_imgui.queue.redraw_at = None
     headless_imgui.frame(draw, mouse=spot.middle)
     assert shown == [] and headless_imgui.queue.redraw_at is not None
-    clock[0] += widgets.TOOLTIP_DELAY_S + 0.01
+    clock[0] += tooltips.TOOLTIP_DELAY_S + 0.01
     headless_imgui.frame(draw)
     clock[0] += 60.0  # an idle window draws no frames while the pointer rests
     headless_imgui.frame(draw)
