@@ -11,13 +11,14 @@ from typing import Literal, overload
 import numpy as np
 
 from engine.backends.base import Logits, Progress
+from engine.backends.fast_path import DecodeRequest
 from engine.errors import BackendError, ConfigError
 from engine.events import ModelInfo
 from engine.native import pack
 from engine.native.cpu import cpu_path
 from engine.native.kernels import Kernel
 from engine.native.model import Cache, Model
-from engine.native.run import Runner, compile_for
+from engine.native.run import NativeDecoding, Runner, compile_for
 from engine.threads import default_threads
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,13 @@ class NativeBackend:
                 f"a token is outside the vocabulary of {self.info.vocab_size}; the tokenizer "
                 "does not belong to this model"
             )
+
+    def start_decoding(self, requests: Sequence[DecodeRequest]) -> NativeDecoding:
+        """See engine.backends.fast_path.ManySteps."""
+        for request in requests:
+            self._check(self._caches[request.slot], [request.token])
+        caches = [self._caches[request.slot] for request in requests]
+        return NativeDecoding(self._runner, requests, caches)
 
     def length(self, slot: int) -> int:
         return self._caches[slot].length

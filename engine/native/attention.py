@@ -14,7 +14,7 @@ from numba import float32, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.native.jit import inlined
+from engine.native.jit import helper, inlined
 from engine.native.simd import (
     F32,
     I16,
@@ -177,7 +177,7 @@ def _outputs(
 
 
 
-@inlined
+@helper
 def remember(
     kernel: Any,
     k: int,
@@ -198,7 +198,7 @@ def remember(
 
 
 
-@inlined
+@helper
 def _softmax(scores: int, count: int, end: int, scale: float) -> float:
     """exp(scale s - max) in place of the first `count` scores, 0 from there to `end`; the sum."""
     factor = splat(scale)
@@ -221,7 +221,7 @@ def _softmax(scores: int, count: int, end: int, scale: float) -> float:
 
 
 
-@inlined
+@helper
 def _hand_out(source: int, target: int, head_width: int, factor: float) -> None:
     """target[:head_width] = source * factor"""
     whole = head_width // LANES * LANES

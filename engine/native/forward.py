@@ -18,8 +18,8 @@ from numba import float32, from_dtype
 from numba.extending import overload
 
 from engine.native.attention import attend, remember
-from engine.native.jit import inlined
-from engine.native.kernels import BLOCK, Kernel, group_bytes, prepare
+from engine.native.jit import helper, inlined
+from engine.native.kernels import BLOCK, Kernel, group_bytes, prepare, same_kernel
 from engine.native.matmul import RESIDUAL, STORE, linear
 from engine.native.simd import (
     add,
@@ -42,6 +42,7 @@ PRIVATE_ROWS = 2  # up to here every thread prepares all rows for itself: cheape
 LINEARS_PER_LAYER = 4  # c_attn, attn.c_proj, c_fc, mlp.c_proj; after all layers the head
 
 _INT = np.int64
+NONE = np.int64(0)  # no LayerNorm, no row map; not a literal, see matmul.STORE
 
 LINEAR = np.dtype(
     [
@@ -138,7 +139,7 @@ def _embed_row(kernel: Any, table: Any, part_bytes: Any, token: Any, i: Any) -> 
     return {"fp32": from_fp32, "bf16": from_bf16}.get(weights, from_table)
 
 
-@inlined
+@helper
 def layer_norm(source: int, target: int, gain: int, width: int, groups: int, eps: float) -> None:
     """LayerNorm of one row; padding comes out as zeros because the gains and biases there are."""
     total = splat(float32(0.0))
@@ -157,7 +158,7 @@ def layer_norm(source: int, target: int, gain: int, width: int, groups: int, eps
         store_f32(target + at, fma(d, load_f32(gain + at), load_f32(bias + at)))
 
 
-@inlined
+@helper
 def _share(thread: int, threads: int, count: int) -> tuple[int, int]:
     return thread * count // threads, (thread + 1) * count // threads
 
@@ -269,37 +270,54 @@ def _attention(kernel: Any, thread: int, p: Any, model: Any, layer: int) -> None
     barrier(p.barrier, p.threads)
 
 
+@helper
+def _layer(kernel: Any, thread: int, p: Any, m: Any, linears: Any, first: int, last: int) -> None:
+    """The linear layers number `first` to `last`, and what goes before each of them."""
+    width = 256 * m.groups  # bytes of a row of width
+    for number in range(first, last):
+        layer, part = number // LINEARS_PER_LAYER, number % LINEARS_PER_LAYER
+        lin = linears[number]
+        source, source_stride = p.x, p.x_stride
+        target, target_stride = p.x, p.x_stride
+        norm, row_map, rows = NONE, NONE, p.rows
+        mode = RESIDUAL
+        if number == LINEARS_PER_LAYER * m.layers:
+            norm = m.norms + 4 * layer * width
+            row_map, rows = p.wanted_rows, p.wanted
+            target, target_stride = p.logits, p.logits_stride
+            mode = STORE
+        elif part == 0:
+            norm = m.norms + 4 * layer * width
+            target, target_stride = p.qkv, p.qkv_stride
+            mode = STORE
+        elif part == 1:
+            _attention(kernel, thread, p, m, layer)
+            source = p.attended
+        elif part == 2:
+            norm = m.norms + (4 * layer + 2) * width
+            target, target_stride = p.hidden, p.hidden_stride
+            mode = m.activation
+        else:
+            source, source_stride = p.hidden, p.hidden_stride
+        x = _activations(
+            kernel, thread, p, m, source, source_stride, lin.groups, norm, rows, row_map
+        )
+        _apply(kernel, thread, p, lin, x, rows, target, target_stride, mode)
+
+
 @inlined
 def forward(
     kernel: Any, head_kernel: Any, thread: int, model: Any, linears: Any, work: Any
 ) -> None:
     """One pass; all of the team's threads call it. Logits of the wanted rows are its result."""
     m, p = model[0], work[0]
-    head = linears[LINEARS_PER_LAYER * m.layers]
-    norm_bytes = 2 * 256 * m.groups
+    head = LINEARS_PER_LAYER * m.layers
     _embed(kernel, thread, p, m)
-    norm = m.norms
-    for layer in range(m.layers):
-        lin = linears[LINEARS_PER_LAYER * layer]
-        x = _activations(kernel, thread, p, m, p.x, p.x_stride, lin.groups, norm, p.rows, 0)
-        _apply(kernel, thread, p, lin, x, p.rows, p.qkv, p.qkv_stride, STORE)
-        _attention(kernel, thread, p, m, layer)
-        lin = linears[LINEARS_PER_LAYER * layer + 1]
-        x = _activations(kernel, thread, p, m, p.attended, p.x_stride, lin.groups, 0, p.rows, 0)
-        _apply(kernel, thread, p, lin, x, p.rows, p.x, p.x_stride, RESIDUAL)
-        norm += norm_bytes
-        lin = linears[LINEARS_PER_LAYER * layer + 2]
-        x = _activations(kernel, thread, p, m, p.x, p.x_stride, lin.groups, norm, p.rows, 0)
-        _apply(kernel, thread, p, lin, x, p.rows, p.hidden, p.hidden_stride, m.activation)
-        norm += norm_bytes
-        lin = linears[LINEARS_PER_LAYER * layer + 3]
-        x = _activations(kernel, thread, p, m, p.hidden, p.hidden_stride, lin.groups, 0, p.rows, 0)
-        _apply(kernel, thread, p, lin, x, p.rows, p.x, p.x_stride, RESIDUAL)
-    if p.wanted > 0:
-        x = _activations(
-            head_kernel, thread, p, m, p.x, p.x_stride, head.groups, norm, p.wanted, p.wanted_rows
-        )
-        _apply(head_kernel, thread, p, head, x, p.wanted, p.logits, p.logits_stride, STORE)
+    if same_kernel(kernel, head_kernel):
+        _layer(kernel, thread, p, m, linears, NONE, head + (p.wanted > 0))
+    else:
+        _layer(kernel, thread, p, m, linears, NONE, head)
+        _layer(head_kernel, thread, p, m, linears, head, head + (p.wanted > 0))
 
 
 assert BLOCK == 32, "embed_row knows the blocks' layout"

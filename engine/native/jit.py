@@ -70,6 +70,14 @@ def njit(function: Callable[..., Any]) -> Any:
     return numba.njit(nogil=True, cache=CACHED, error_model="numpy")(function)
 
 
-def inlined(function: Callable[..., Any]) -> Any:
-    """As `njit` for small functions that only compiled code calls: not kept on their own."""
+def helper(function: Callable[..., Any]) -> Any:
+    """As `njit` for what only compiled code calls: not kept on its own."""
     return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """As `helper`, put into its caller before compiling.
+
+    For functions with one caller: LLVM then meets their code once, not once at each level.
+    """
+    return numba.njit(nogil=True, error_model="numpy", inline="always")(function)

@@ -454,6 +454,16 @@ def tile_rows(typing_context: Any, kernel: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def same_kernel(typing_context: Any, a: Any, b: Any) -> Any:
+    """Whether two kernels are of one type; a branch on it is compiled only where it is taken."""
+
+    def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        return constant(ir.IntType(1), int(a == b))
+
+    return types.boolean(a, b), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def group_bytes(typing_context: Any, kernel: Any) -> Any:
     """Kernel.group_bytes, as a constant."""
 

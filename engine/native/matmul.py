@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.native.jit import inlined
+import numpy as np
+
+from engine.native.jit import helper, inlined
 from engine.native.kernels import BLOCK, tile, tile_rows
 from engine.native.simd import (
     add,
@@ -18,12 +20,13 @@ from engine.native.simd import (
 )
 
 # What becomes of the outputs.
-STORE, RESIDUAL, GELU_TANH, GELU_ERF, RELU = range(5)
+# Numpy integers: for plain ones Numba would compile every caller's constant on its own.
+STORE, RESIDUAL, GELU_TANH, GELU_ERF, RELU = np.arange(5)
 MAX_TILE_ROWS = 8
 SCRATCH_BYTES = 4 * BLOCK * MAX_TILE_ROWS  # of each thread, for one tile's outputs
 
 
-@inlined
+@helper
 def _emit(mode: int, source: int, rows: int, target: int, stride: int, columns: int) -> None:
     """Hand (rows, 32) finished outputs on to rows `stride` bytes apart; `columns` of them exist."""
     for _ in range(rows):

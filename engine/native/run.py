@@ -1,4 +1,4 @@
-"""Running passes from Python: division into passes of at most MAX_ROWS rows, and the threads."""
+"""Running the model from Python: passes, decoding of many steps, and the threads they need."""
 
 from __future__ import annotations
 
@@ -9,25 +9,37 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from engine.native.forward import LINEARS_TYPE, MODEL_TYPE, PASS_TYPE, forward
-from engine.native.jit import njit
+from engine.backends.fast_path import DecodeRequest
+from engine.errors import BackendError
+from engine.native import decode, sample
+from engine.native.forward import LINEARS_TYPE, MODEL_TYPE, PASS_TYPE
 from engine.native.kernels import Kernel, KernelType
-from engine.native.model import MAX_ROWS, Cache, Model, Workspace
-from engine.native.team import Team
+from engine.native.model import MAX_ROWS, Cache, Model, Workspace, aligned
+from engine.native.team import Call, Team
 
-
-@njit
-def run_pass(
-    kernel: Any, head_kernel: Any, thread: int, model: Any, linears: Any, work: Any
-) -> None:
-    """One thread's part of one pass."""
-    forward(kernel, head_kernel, thread, model, linears, work)
+MAX_SEQUENCES = MAX_ROWS  # decoded at once
+_REASONS = {
+    decode.END_OF_TEXT: "end_of_text",
+    decode.LENGTH: "length",
+    decode.CONTEXT: "context",
+    decode.FAILED: "failed",
+}
 
 
 def compile_for(kernel: Kernel, head: Kernel) -> None:
     """Compile what a model of these kernels runs, or fetch it from the disk cache."""
-    kernels = (KernelType(kernel), KernelType(head))
-    run_pass.compile((*kernels, types.intp, MODEL_TYPE, LINEARS_TYPE, PASS_TYPE))
+    decode.run.compile(
+        (
+            KernelType(kernel),
+            KernelType(head),
+            types.intp,
+            MODEL_TYPE,
+            LINEARS_TYPE,
+            PASS_TYPE,
+            decode.SEQUENCES_TYPE,
+            decode.CONTROL_TYPE,
+        )
+    )
 
 
 class Runner:
@@ -38,6 +50,14 @@ class Runner:
         self.model = model
         self.work = Workspace(model, threads)
         self.team = Team(threads)
+        self._sequences = np.zeros(1, sample.SEQUENCE)
+        self._control = np.zeros(1, decode.CONTROL)
+        self.decoding: NativeDecoding | None = None
+
+    def settle(self) -> None:
+        """End a decoding that its owner could not close, because it was interrupted."""
+        if self.decoding is not None:
+            self.decoding.close()
 
     def run(
         self,
@@ -49,6 +69,7 @@ class Runner:
 
         Wanted is every new token with `all_positions`, else each sequence's last one.
         """
+        self.settle()
         done = 0
         for segments, wanted in _passes(sequences, all_positions):
             self.work.fill(segments, wanted)
@@ -61,12 +82,126 @@ class Runner:
                 cache.length += len(tokens)
 
     def _pass(self, thread: int) -> None:
-        model = self.model
-        run_pass(model.kernel, model.head, thread, model.record, model.linears, self.work.record)
+        self.enter(thread, self._sequences, self._control)
+
+    def enter(self, thread: int, sequences: NDArray[Any], control: NDArray[Any]) -> None:
+        """Run compiled code as thread number `thread`."""
+        model, work = self.model, self.work.record
+        decode.run(
+            model.kernel, model.head, thread, model.record, model.linears, work, sequences, control
+        )
 
     def close(self) -> None:
-        """End the threads."""
+        """End what is running, and the threads."""
+        self.settle()
         self.team.close()
+
+
+class NativeDecoding:
+    """See engine.backends.fast_path.Decoding."""
+
+    def __init__(
+        self, runner: Runner, requests: Sequence[DecodeRequest], caches: Sequence[Cache]
+    ) -> None:
+        if not 0 < len(requests) <= MAX_SEQUENCES:
+            raise BackendError(f"1 to {MAX_SEQUENCES} texts can be written at once")
+        runner.settle()
+        self._runner, self._caches = runner, list(caches)
+        self._stop = np.zeros(1, np.int64)
+        self._seen = [0] * len(requests)
+        self._sequences = np.zeros(len(requests), sample.SEQUENCE)
+        self._tokens = []
+        for request, cache, record in zip(requests, caches, self._sequences, strict=True):
+            self._tokens.append(self._fill(record, request, cache))
+        self._control = self._make_control(len(requests))
+        self._open = True
+        runner.decoding = self
+        self._call: Call = runner.team.start(self._run)
+
+    def _fill(self, record: Any, request: DecodeRequest, cache: Cache) -> NDArray[np.int64]:
+        config = request.config
+        context = self._runner.model.config.context
+        room = min(request.max_tokens, context - cache.length)
+        if room < 1:
+            raise BackendError(
+                f"no token fits after {cache.length} in a context of {context}, or none was "
+                "asked for"
+            )
+        out = np.zeros(room, np.int64)
+        values = {
+            "token": request.token,
+            "index": request.index,
+            "room": request.max_tokens,
+            "stop": -1 if request.stop_token is None else request.stop_token,
+            "greedy": config.decoding == "greedy",
+            "top_k": config.top_k,
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "seed": config.seed or 0,
+            "sequence": request.sequence,
+            "cache": cache.address,
+            "length": cache.length,
+            "out": out.ctypes.data,
+        }
+        for name, value in values.items():
+            record[name] = value
+        return out
+
+    def _make_control(self, count: int) -> NDArray[Any]:
+        runner = self._runner
+        vocab, stride = runner.model.config.vocab_size, runner.work.vocab_stride
+        # The lanes after the vocabulary stay at -infinity, which nothing chooses.
+        self._logits = aligned(4 * count * stride).view(np.float32).reshape(count, stride)
+        self._logits[:, vocab:] = -np.inf
+        self._active = np.arange(count, dtype=np.int64)
+        scratch = sample.scratch_bytes(stride)
+        self._scratch = aligned(runner.team.threads * scratch)
+        control = np.zeros(1, decode.CONTROL)
+        c, p = control[0], runner.work.record[0]
+        c["decoding"], c["rows"] = 1, count
+        c["stop"], c["active"] = self._stop.ctypes.data, self._active.ctypes.data
+        c["published"] = self._sequences["published"].ctypes.data
+        c["record_bytes"] = sample.SEQUENCE.itemsize
+        c["weights"], c["weights_bytes"] = self._scratch.ctypes.data, scratch
+        c["vocab"], c["context"] = vocab, runner.model.config.context
+        p["logits"], p["logits_stride"] = self._logits.ctypes.data, 4 * stride
+        return control
+
+    def _run(self, thread: int) -> None:
+        self._runner.enter(thread, self._sequences, self._control)
+
+    def poll(self, timeout: float) -> list[list[int]]:
+        if self._open:
+            self._call.wait(timeout)
+        fresh = []
+        for i, tokens in enumerate(self._tokens):
+            published = int(self._sequences["published"][i])
+            fresh.append(tokens[self._seen[i] : published].tolist())
+            self._seen[i] = published
+        return fresh
+
+    @property
+    def done(self) -> bool:
+        return not self._open or self._call.done
+
+    @property
+    def reasons(self) -> list[str | None]:
+        return [_REASONS.get(int(status)) for status in self._sequences["status"]]
+
+    def stop(self) -> None:
+        self._stop[0] = 1
+
+    def close(self) -> None:
+        if not self._open:
+            return
+        self.stop()
+        try:
+            self._call.wait()
+        finally:
+            self._open = False
+            self._runner.decoding = None
+            for cache, length in zip(self._caches, self._sequences["length"], strict=True):
+                cache.length = int(length)
 
 
 def _passes(

@@ -424,34 +424,81 @@ def quantise_32(builder: Builder, source: Value, target: Value, inverse: Value) 
     return _reduce(builder, total, builder.add)
 
 
-@_define(f64, (intp, intp, f64, f64))
+@_define(f64x16, (f64,))
+def splat_f64(builder: Builder, value: Value) -> Value:
+    """The value in all lanes."""
+    return broadcast(builder, value)
+
+
+@_define(f64, (f64x16,))
+def sum_lanes_f64(builder: Builder, v: Value) -> Value:
+    """Sum of the lanes, by halves."""
+    return _reduce(builder, v, builder.fadd)
+
+
+@_define(f64x16, (intp,))
+def load_f64(builder: Builder, address: Value) -> Value:
+    """16 float64 at `address`."""
+    return load(builder, address, V_F64, 8)
+
+
+@_define(void, (intp, intp, f64, f64, f32))
 def exp_weights(
-    builder: Builder, logits: Value, target: Value, temperature: Value, highest: Value
-) -> Value:
-    """exp(l / temperature - highest) of 16 float32 logits, written as float64; their sum."""
-    v = builder.fpext(load(builder, logits, V_F32, 4), V_F64)
-    v = builder.fdiv(v, broadcast(builder, temperature))
-    w = emit_exp(builder, builder.fsub(v, broadcast(builder, highest)))
-    store(builder, w, target, 8)
-    return _reduce(builder, w, builder.fadd)
-
-
-@_define(i64, (intp, f32))
-def count_at_least(builder: Builder, address: Value, bound: Value) -> Value:
-    """How many of 16 floats are at least `bound`."""
-    v = load(builder, address, V_F32, 4)
-    mask = builder.fcmp_ordered(">=", v, broadcast(builder, bound))
-    bits = builder.bitcast(mask, I16)
-    return builder.zext(call(builder, "llvm.ctpop.i16", I16, bits), I64)
-
-
-@_define(f64, (intp, intp, f32))
-def mass_at_least(builder: Builder, logits: Value, weights: Value, bound: Value) -> Value:
-    """Sum of the float64 weights of those of 16 float32 logits that are at least `bound`."""
+    builder: Builder, logits: Value, target: Value, temperature: Value, top: Value, bound: Value
+) -> None:
+    """exp(l / temperature - top) of 16 float32 logits as float64; 0 for those below `bound`."""
     v = load(builder, logits, V_F32, 4)
-    mask = builder.fcmp_ordered(">=", v, broadcast(builder, bound))
-    w = builder.select(mask, load(builder, weights, V_F64, 8), constant(V_F64, 0.0))
-    return _reduce(builder, w, builder.fadd)
+    kept = builder.fcmp_ordered(">=", v, broadcast(builder, bound))
+    scaled = builder.fdiv(builder.fpext(v, V_F64), broadcast(builder, temperature))
+    w = emit_exp(builder, builder.fsub(scaled, broadcast(builder, top)))
+    store(builder, builder.select(kept, w, constant(V_F64, 0.0)), target, 8)
+
+
+@_define(f64x16, (f64x16, intp, intp, f32))
+def add_at_least(
+    builder: Builder, total: Value, logits: Value, weights: Value, bound: Value
+) -> Value:
+    """Add the float64 weights of those of 16 float32 logits that are at least `bound`."""
+    v = load(builder, logits, V_F32, 4)
+    kept = builder.fcmp_ordered(">=", v, broadcast(builder, bound))
+    w = builder.select(kept, load(builder, weights, V_F64, 8), constant(V_F64, 0.0))
+    return builder.fadd(total, w)
+
+
+@_define(i64, (i64,))
+def count_ones(builder: Builder, bits: Value) -> Value:
+    """Number of set bits."""
+    return call(builder, "llvm.ctpop.i64", I64, bits)
+
+
+@_define(i64, (f32,))
+def order_key(builder: Builder, value: Value) -> Value:
+    """An integer that orders as floats do (-0 just below 0)."""
+    bits = builder.bitcast(value, I32)
+    flipped = builder.xor(bits, constant(I32, 0x7FFFFFFF))
+    negative = builder.icmp_signed("<", bits, constant(I32, 0))
+    return builder.sext(builder.select(negative, flipped, bits), I64)
+
+
+@_define(f32, (i64,))
+def from_order_key(builder: Builder, key: Value) -> Value:
+    """The float of an `order_key`."""
+    bits = builder.trunc(key, I32)
+    flipped = builder.xor(bits, constant(I32, 0x7FFFFFFF))
+    negative = builder.icmp_signed("<", bits, constant(I32, 0))
+    return builder.bitcast(builder.select(negative, flipped, bits), F32)
+
+
+@_define(f64, (intp,))
+def read_f64(builder: Builder, address: Value) -> Value:
+    """One float64."""
+    return load(builder, address, F64, 8)
+
+
+@_define(void, (intp, f64))
+def write_f64(builder: Builder, address: Value, value: Value) -> None:
+    """Write one float64."""
+    store(builder, value, address, 8)
 
 
 @_define(i64, (intp, f32))

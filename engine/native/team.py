@@ -19,7 +19,7 @@ import llvmlite.binding as llvm
 from numba import types
 
 from engine.errors import BackendError
-from engine.native.jit import inlined
+from engine.native.jit import helper
 from engine.native.simd import atomic_add, atomic_load, pause
 
 SPINS = 4000  # looks at the counter before the core is offered to others: some 50 us
@@ -43,7 +43,7 @@ _register_yield()
 _yield_core = types.ExternalFunction("gpt2_workbench_yield", types.int32())
 
 
-@inlined
+@helper
 def barrier(counter: int, threads: int) -> None:
     """Wait until all `threads` have arrived. `counter` is the address of an int64, once 0."""
     arrived = atomic_add(counter, 1) + 1
@@ -75,6 +75,11 @@ class Call:
             self._left -= 1
             if self._left == 0:
                 self._done.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether all threads are done."""
+        return self._done.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Whether all threads are done; raises what one of them raised."""
@@ -112,28 +117,40 @@ class Team:
             task, call = item
             error: BaseException | None = None
             try:
+                if number == 0:
+                    self._hand_on(task, call)
                 task(number)
             except BaseException as raised:
                 error = raised
             call.one_done(error)
             del item, task, call
 
+    def _hand_on(self, task: Task, call: Call) -> None:
+        for waiting in self._queues[1:]:
+            waiting.put((task, call))
+
     def run(self, task: Task) -> None:
-        """Run `task` on all threads, the calling one being number 0."""
+        """Run `task` on all threads and wait; the calling thread takes part if it may."""
+        if threading.current_thread() is threading.main_thread():
+            # Ctrl+C is raised here, and here only: a thread of the team that was interrupted
+            # on its way into the task would leave the others at the barrier for ever.
+            call = self.start(task)
+            try:
+                call.wait()
+            except BaseException:
+                call.wait()
+                raise
+            return
         call = Call(self.threads)
-        for number in range(1, self.threads):
-            self._queues[number].put((task, call))
-        try:
-            task(0)
-        finally:
-            call.one_done(None)
-            call.wait()
+        self._hand_on(task, call)
+        task(0)
+        call.one_done(None)
+        call.wait()
 
     def start(self, task: Task) -> Call:
         """Run `task` on all threads and leave the calling one free."""
         call = Call(self.threads)
-        for number in range(self.threads):
-            self._queues[number].put((task, call))
+        self._queues[0].put((task, call))  # one step, which no signal can cut in two
         return call
 
     def close(self) -> None:

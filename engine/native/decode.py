@@ -1,0 +1,127 @@
+"""Many steps in one call, without the GIL: pass, choose, publish, repeat.
+
+Tokens are published in buffers that Python reads while the call runs; a stop flag is looked at
+once a token. A sequence that ends leaves the batch; the others go on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import from_dtype
+
+from engine.native.forward import forward
+from engine.native.jit import helper, inlined, njit
+from engine.native.sample import SEQUENCE, UNUSABLE, choose
+from engine.native.simd import atomic_load, atomic_store, read_i64, write_i64
+from engine.native.team import barrier
+
+RUNNING, END_OF_TEXT, LENGTH, CONTEXT, FAILED = range(5)
+
+_INT = np.int64
+
+# How a call is controlled; one record.
+CONTROL = np.dtype(
+    [
+        ("decoding", _INT),  # 0: a single pass whose logits are for the caller
+        ("stop", _INT),  # address of an int64 that Python sets: end after this token
+        ("rows", _INT),  # sequences still going
+        ("published", _INT),  # address of that field in the first SEQUENCE record
+        ("record_bytes", _INT),  # of a SEQUENCE record
+        ("active", _INT),  # address of int64 [rows]: the sequence of each row
+        ("weights", _INT),  # address of the threads' scratch for sample.choose
+        ("weights_bytes", _INT),  # of each thread
+        ("vocab", _INT),
+        ("context", _INT),
+    ]
+)
+
+SEQUENCES_TYPE = from_dtype(SEQUENCE)[::1]
+CONTROL_TYPE = from_dtype(CONTROL)[::1]
+
+
+@helper
+def _describe(p: Any, c: Any, sequences: Any, count: int) -> None:
+    """The next pass: one new token for each of the first `count` active sequences."""
+    for row in range(count):
+        s = sequences[read_i64(c.active + 8 * row)]
+        write_i64(p.tokens + 8 * row, s.token)
+        write_i64(p.positions + 8 * row, s.length)
+        write_i64(p.segment_first + 8 * row, row)
+        write_i64(p.segment_rows + 8 * row, 1)
+        write_i64(p.segment_cache + 8 * row, s.cache)
+        write_i64(p.wanted_rows + 8 * row, row)
+    p.rows = count
+    p.segments = count
+    p.wanted = count
+
+
+@helper
+def _take(s: Any, published: int, context: int) -> None:
+    """Account for a pass and the token that came of it; its status says whether it goes on."""
+    s.length += 1
+    if s.token == UNUSABLE:
+        s.status = FAILED
+        return
+    write_i64(s.out + 8 * s.published, s.token)
+    s.index += 1
+    s.room -= 1
+    atomic_store(published, s.published + 1)
+    if s.token == s.stop:
+        s.status = END_OF_TEXT
+    elif s.room == 0:
+        s.status = LENGTH
+    elif s.length + 1 >= context:
+        s.status = CONTEXT
+
+
+@inlined
+def _advance(p: Any, c: Any, sequences: Any) -> None:
+    """After a pass: publish the tokens, drop the sequences that have ended, describe the next."""
+    going = 0
+    for row in range(c.rows):
+        number = read_i64(c.active + 8 * row)
+        s = sequences[number]
+        _take(s, c.published + number * c.record_bytes, c.context)
+        if s.status == RUNNING:
+            write_i64(c.active + 8 * going, number)
+            going += 1
+    c.rows = 0 if atomic_load(c.stop) != 0 else going
+    _describe(p, c, sequences, c.rows)
+
+
+@njit
+def run(
+    kernel: Any,
+    head_kernel: Any,
+    thread: int,
+    model: Any,
+    linears: Any,
+    work: Any,
+    sequences: Any,
+    control: Any,
+) -> None:
+    """One thread's part: a single pass, or decoding until all sequences have ended.
+
+    One entry for both, so that everything is compiled once.
+    """
+    p, c = work[0], control[0]
+    many = c.decoding != 0
+    if many:
+        if thread == 0:
+            _describe(p, c, sequences, c.rows)
+        barrier(p.barrier, p.threads)
+    going = True
+    while going:
+        forward(kernel, head_kernel, thread, model, linears, work)
+        if many:
+            for row in range(thread, p.rows, p.threads):
+                s = sequences[read_i64(c.active + 8 * row)]
+                logits = p.logits + row * p.logits_stride
+                s.token = choose(logits, c.vocab, s, c.weights + thread * c.weights_bytes)
+            barrier(p.barrier, p.threads)
+            if thread == 0:
+                _advance(p, c, sequences)
+            barrier(p.barrier, p.threads)
+        going = many and c.rows > 0

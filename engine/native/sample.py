@@ -1,0 +1,336 @@
+"""From logits to a token in compiled code: the same tokens as engine.sampling.Sampler.
+
+Nothing is sorted but a few candidates. A threshold is found by bisection over the logits' values
+(as ordered integers), each step one pass of vector comparisons, until at most CANDIDATES tokens
+are undecided. Sums over tokens run in another order than Sampler's, so the two could differ
+where a random number falls within about 1e-13 of a boundary between two tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import float32, uint64
+
+from engine.native.jit import helper, inlined
+from engine.native.simd import (
+    LANES,
+    add_at_least,
+    any_nan,
+    count_ones,
+    exp_weights,
+    from_order_key,
+    keep_below,
+    load_f32,
+    load_f64,
+    mask_at_least,
+    max_lanes,
+    maximum,
+    order_key,
+    read_f32,
+    read_f64,
+    read_i64,
+    splat,
+    splat_f64,
+    sub,
+    sum_lanes_f64,
+    trailing_zeros,
+    write_f64,
+    write_i64,
+)
+
+CANDIDATES = 1024
+UNUSABLE = -1  # returned for logits that are NaN or leave nothing to choose from
+
+_INT = np.int64
+
+# What is to be written, one record for each sequence; see engine.native.decode.
+SEQUENCE = np.dtype(
+    [
+        ("token", _INT),  # fed in the next pass
+        ("index", _INT),  # of the next new token: Philox's position
+        ("room", _INT),  # new tokens that may still come
+        ("stop", _INT),  # the token that ends the text, or -1
+        ("greedy", _INT),
+        ("top_k", _INT),
+        ("temperature", np.float64),
+        ("top_p", np.float64),
+        ("seed", _INT),
+        ("sequence", _INT),
+        ("cache", _INT),  # address
+        ("length", _INT),  # tokens in the cache
+        ("out", _INT),  # address of int64 [room]: tokens as they come
+        ("published", _INT),  # how many are there; written last
+        ("status", _INT),  # RUNNING and so on
+    ]
+)
+
+
+def scratch_bytes(vocab_stride: int) -> int:
+    """Bytes of scratch that `choose` needs: weights, then two lists of candidates."""
+    return 8 * vocab_stride + 32 * CANDIDATES
+
+
+@helper
+def _uniform(seed: int, sequence: int, position: int) -> float:
+    """engine.philox.uniform: Philox4x32-10 (Salmon et al. 2011)."""
+    mask = uint64(0xFFFFFFFF)
+    c0, c1 = uint64(position) & mask, uint64(position) >> uint64(32)
+    c2, c3 = uint64(sequence) & mask, uint64(0)
+    k0, k1 = uint64(seed) & mask, uint64(seed) >> uint64(32)
+    for _ in range(10):
+        p0 = uint64(0xD2511F53) * c0
+        p1 = uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (
+            (p1 >> uint64(32)) ^ c1 ^ k0,
+            p1 & mask,
+            (p0 >> uint64(32)) ^ c3 ^ k1,
+            p0 & mask,
+        )
+        k0 = (k0 + uint64(0x9E3779B9)) & mask
+        k1 = (k1 + uint64(0xBB67AE85)) & mask
+    whole = (c0 >> uint64(5)) * uint64(67108864) + (c1 >> uint64(6))
+    return float(whole) / 9007199254740992.0
+
+
+@helper
+def _count(logits: int, span: int, bound: float) -> int:
+    total = 0
+    for i in range(0, span, LANES):
+        total += count_ones(mask_at_least(logits + 4 * i, bound))
+    return total
+
+
+@helper
+def _mass(logits: int, weights: int, span: int, bound: float) -> float:
+    total = splat_f64(0.0)
+    for i in range(0, span, LANES):
+        total = add_at_least(total, logits + 4 * i, weights + 8 * i, bound)
+    return sum_lanes_f64(total)
+
+
+@helper
+def _gather(logits: int, span: int, low: float, high_key: int, ids: int) -> int:
+    """Ids, ascending, of the tokens with low <= logit and a key below `high_key`; how many."""
+    count = 0
+    for i in range(0, span, LANES):
+        bits = mask_at_least(logits + 4 * i, low)
+        while bits != 0:
+            lane = trailing_zeros(bits)
+            bits &= bits - 1
+            if order_key(read_f32(logits + 4 * (i + lane))) < high_key:
+                write_i64(ids + 8 * count, i + lane)
+                count += 1
+    return count
+
+
+@helper
+def _sort(ids: int, keys: int, count: int) -> None:
+    """Ascending by float64 key, then by id: Shell's sort of two parallel arrays."""
+    gap = 1
+    while gap < count:
+        gap = 3 * gap + 1
+    while gap > 1:
+        gap //= 3
+        for i in range(gap, count):
+            key, token = read_f64(keys + 8 * i), read_i64(ids + 8 * i)
+            j = i
+            while j >= gap:
+                other = read_f64(keys + 8 * (j - gap))
+                other_id = read_i64(ids + 8 * (j - gap))
+                if other < key or (other == key and other_id < token):
+                    break
+                write_f64(keys + 8 * j, other)
+                write_i64(ids + 8 * j, other_id)
+                j -= gap
+            write_f64(keys + 8 * j, key)
+            write_i64(ids + 8 * j, token)
+
+
+@inlined
+def _kth_largest(logits: int, span: int, k: int, lowest: float, highest: float, ids: int) -> float:
+    """The k-th largest logit, exactly."""
+    low, high = order_key(lowest), order_key(highest) + 1
+    # `reaching` tokens are at or above `low`, at least k; `above` at or above `high`, fewer.
+    reaching, above = span, 0
+    while high - low > 1 and reaching - above > CANDIDATES:
+        middle = (low + high) >> 1
+        count = _count(logits, span, from_order_key(middle))
+        if count >= k:
+            low, reaching = middle, count
+        else:
+            high, above = middle, count
+    if high - low == 1:
+        return from_order_key(low)
+    keys = ids + 8 * CANDIDATES
+    found = _gather(logits, span, from_order_key(low), high, ids)
+    for i in range(found):
+        write_f64(keys + 8 * i, float(read_f32(logits + 4 * read_i64(ids + 8 * i))))
+    _sort(ids, keys, found)
+    return float32(read_f64(keys + 8 * max(found - (k - above), 0)))
+
+
+@inlined
+def _keep_nucleus(
+    logits: int, weights: int, span: int, p: float, lowest: float, highest: float, ids: int
+) -> None:
+    """Zero the weights outside the smallest set of tokens whose probabilities reach p.
+
+    A token stays while those before it, by falling weight and then by falling id, sum to less
+    than p; the first one always stays.
+    """
+    target = p * _mass(logits, weights, span, lowest)
+    low, high = order_key(lowest), order_key(highest) + 1
+    # All tokens at or above `high` stay and weigh `mass`; all below `low` go.
+    mass, above = 0.0, 0
+    undecided = _count(logits, span, lowest)
+    while high - low > 1 and undecided > CANDIDATES:
+        middle = (low + high) >> 1
+        bound = from_order_key(middle)
+        heavier, count = _mass(logits, weights, span, bound), _count(logits, span, bound)
+        if heavier >= target:
+            undecided = count - above
+            low = middle
+        else:
+            undecided -= count - above
+            high, mass, above = middle, heavier, count
+    bound = from_order_key(low)
+    keys = ids + 8 * CANDIDATES
+    found = 0
+    if undecided <= CANDIDATES:
+        found = _gather(logits, span, bound, high, ids)
+        for i in range(found):
+            write_f64(keys + 8 * i, read_f64(weights + 8 * read_i64(ids + 8 * i)))
+        _sort(ids, keys, found)
+        for i in range(found - 1, -1, -1):
+            if mass >= target and (above > 0 or i < found - 1):
+                write_f64(weights + 8 * read_i64(ids + 8 * i), 0.0)
+            mass += read_f64(keys + 8 * i)
+    else:  # very many tokens with one and the same logit
+        for i in range(span - 1, -1, -1):
+            if order_key(read_f32(logits + 4 * i)) == low:
+                if mass >= target and above > 0:
+                    write_f64(weights + 8 * i, 0.0)
+                mass += read_f64(weights + 8 * i)
+                above += 1
+    for i in range(0, span, LANES):
+        bits = mask_at_least(logits + 4 * i, bound)
+        if bits != 0xFFFF:
+            for lane in range(LANES):
+                if bits & (1 << lane) == 0:
+                    write_f64(weights + 8 * (i + lane), 0.0)
+
+
+@inlined
+def _draw(weights: int, span: int, u: float) -> int:
+    """The first token, by id, where the running sum of weights exceeds u times their total."""
+    total = 0.0
+    for i in range(0, span, LANES):
+        total += sum_lanes_f64(load_f64(weights + 8 * i))
+    target = u * total
+    running = 0.0
+    last = 0
+    for i in range(0, span, LANES):
+        block = sum_lanes_f64(load_f64(weights + 8 * i))
+        if block > 0.0 and running + block > target:
+            for lane in range(LANES):
+                weight = read_f64(weights + 8 * (i + lane))
+                if weight > 0.0:
+                    running += weight
+                    last = i + lane
+                    if running > target:
+                        return last
+            return last
+        running += block
+    return last
+
+
+@inlined
+def _draw_candidates(
+    logits: int, span: int, bound: float, count: int, s: Any, top: float, u: float, ids: int
+) -> int:
+    """Top-p and the draw among the few tokens with a logit of at least `bound`."""
+    keys = ids + 8 * CANDIDATES
+    _gather(logits, span, bound, np.int64(1) << 40, ids)
+    total = 0.0
+    for i in range(count):
+        value = float(read_f32(logits + 4 * read_i64(ids + 8 * i)))
+        weight = math.exp(value / s.temperature - top)
+        write_f64(keys + 8 * i, weight)
+        total += weight
+    # Kept are those of at least this weight, and of that very weight only from this id on.
+    lightest, first_id = 0.0, 0
+    if s.top_p < 1.0:
+        sorted_ids, sorted_keys = ids + 16 * CANDIDATES, ids + 24 * CANDIDATES
+        for i in range(count):
+            write_i64(sorted_ids + 8 * i, read_i64(ids + 8 * i))
+            write_f64(sorted_keys + 8 * i, read_f64(keys + 8 * i))
+        _sort(sorted_ids, sorted_keys, count)
+        cumulative = 0.0
+        for i in range(count):
+            cumulative += read_f64(sorted_keys + 8 * i) / total
+            if cumulative > 1.0 - s.top_p or i == count - 1:
+                lightest = read_f64(sorted_keys + 8 * i)
+                first_id = read_i64(sorted_ids + 8 * i)
+                break
+    kept = 0.0
+    for i in range(count):
+        weight = read_f64(keys + 8 * i)
+        if weight < lightest or (weight == lightest and read_i64(ids + 8 * i) < first_id):
+            write_f64(keys + 8 * i, 0.0)
+        else:
+            kept += weight
+    running = 0.0
+    last = 0
+    for i in range(count):
+        weight = read_f64(keys + 8 * i)
+        if weight > 0.0:
+            running += weight
+            last = read_i64(ids + 8 * i)
+            if running > u * kept:
+                break
+    return last
+
+
+@helper
+def choose(logits: int, vocab: int, s: Any, scratch: int) -> int:
+    """The next token of sequence `s` (a SEQUENCE record), or UNUSABLE.
+
+    `logits` are `vocab` floats, followed by -infinity up to a whole vector.
+    """
+    span = (vocab + LANES - 1) // LANES * LANES
+    largest = load_f32(logits)
+    unusable = any_nan(largest)
+    for i in range(LANES, span, LANES):
+        v = load_f32(logits + 4 * i)
+        unusable |= any_nan(v)
+        largest = maximum(v, largest)
+    highest = max_lanes(largest)
+    if unusable or not np.isfinite(highest):
+        return UNUSABLE
+    if s.greedy != 0:
+        i = 0
+        while mask_at_least(logits + 4 * i, highest) == 0:
+            i += LANES
+        return i + trailing_zeros(mask_at_least(logits + 4 * i, highest))
+    negated = splat(float32(-3.0e38))
+    for i in range(0, span, LANES):
+        v = sub(splat(float32(0.0)), load_f32(logits + 4 * i))
+        negated = maximum(keep_below(v, vocab - i, float32(-3.0e38)), negated)
+    lowest = float32(max(-max_lanes(negated), float32(-3.0e38)))
+    ids = scratch + 8 * span
+    bound = lowest
+    if 0 < s.top_k < vocab:
+        bound = _kth_largest(logits, span, s.top_k, lowest, highest, ids)
+    top = float(highest) / s.temperature
+    u = _uniform(s.seed, s.sequence, s.index)
+    count = _count(logits, span, bound)
+    if count <= CANDIDATES:
+        return _draw_candidates(logits, span, bound, count, s, top, u, ids)
+    for i in range(0, span, LANES):
+        exp_weights(logits + 4 * i, scratch + 8 * i, s.temperature, top, bound)
+    if s.top_p < 1.0:
+        _keep_nucleus(logits, scratch, span, s.top_p, bound, highest, ids)
+    return _draw(scratch, span, u)
