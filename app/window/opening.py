@@ -78,6 +78,9 @@ def _fitting(width: int, height: int) -> tuple[int, int]:
     monitor = glfw.get_primary_monitor()
     if monitor:
         _, _, most_x, most_y = glfw.get_monitor_workarea(monitor)
-        if most_x > 0 and most_y > 0:
-            width, height = min(width, most_x), min(height, most_y)
+        # X11 and Windows multiply the size by the desktop's scale; elsewhere units are scaled.
+        scales = sys.platform != "darwin" and not on_wayland()
+        scale = glfw.get_monitor_content_scale(monitor)[0] if scales else 1.0
+        if most_x > 0 and most_y > 0 and scale > 0:
+            width, height = min(width, int(most_x / scale)), min(height, int(most_y / scale))
     return max(width, MIN_WIDTH), max(height, MIN_HEIGHT)

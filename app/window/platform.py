@@ -410,10 +410,18 @@ class Window:
         self.request_frames()
 
     def remember(self) -> WindowSettings:
-        """The settings with the window's present size, to be saved."""
+        """The settings with the window's present size, to be saved.
+
+        The size is that at scale 1: GLFW multiplies it by the desktop's scale when it opens.
+        """
         self.settings.maximized = bool(glfw.get_window_attrib(self._handle, glfw.MAXIMIZED))
         if not self.settings.maximized:
-            self.settings.width, self.settings.height = self.size
+            desktop = self.content_scale / self.framebuffer_scale
+            width, height = self.size
+            self.settings.width, self.settings.height = (
+                round(width / desktop),
+                round(height / desktop),
+            )
         return self.settings
 
     def request_close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -350,6 +351,25 @@ def test_remembered_sizes_fit_the_screen(xvfb: str) -> None:
         assert width <= 1280 and height >= platform.MIN_HEIGHT
     finally:
         window.close()
+
+
+@pytest.mark.skipif(shutil.which("xprop") is None, reason="xprop is not installed (x11-utils)")
+def test_the_desktops_scale_reaches_fonts_and_size_once(xvfb: str) -> None:
+    def resources(*change: str) -> None:
+        subprocess.run(["xprop", "-root", *change], check=True, timeout=20)
+
+    resources("-f", "RESOURCE_MANAGER", "8s", "-set", "RESOURCE_MANAGER", "Xft.dpi:\t192\n")
+    try:
+        window = Window("Large", WindowSettings(width=640, height=400))
+        try:
+            window.frame(panel())
+            assert window.scale == window.fonts.scale == 2.0
+            assert window.size[0] == 1280
+            assert window.remember().width == 640
+        finally:
+            window.close()
+    finally:
+        resources("-remove", "RESOURCE_MANAGER")
 
 
 def test_a_composition_keeps_its_keys() -> None:
