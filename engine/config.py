@@ -47,10 +47,14 @@ class Option:
         if self.kind is str:
             return "text"
         number = "a whole number" if self.kind is int else "a number"
+
+        def shown(bound: float) -> str:
+            return f"{bound:,}" if self.kind is int else f"{bound:g}"
+
         if self.minimum is not None and self.maximum is not None:
-            return f"{number} from {self.minimum:g} to {self.maximum:g}"
+            return f"{number} from {shown(self.minimum)} to {shown(self.maximum)}"
         if self.minimum is not None:
-            return f"{number} of at least {self.minimum:g}"
+            return f"{number} of at least {shown(self.minimum)}"
         return number
 
     @property
