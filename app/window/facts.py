@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from app.window import format as fmt
 from engine import catalog, memory
 from engine.catalog import ModelEntry
+from engine.errors import EngineError
 from engine.memory import MemoryEstimate
 
 
@@ -72,9 +74,13 @@ class Facts:
         return next((c for c in self.models if c.name == name), None)
 
 
-def read_models() -> list[ModelChoice]:
-    """The catalogue and what of it lies on this disk."""
-    return [ModelChoice(e, catalog.is_downloaded(e)) for e in catalog.list_models()]
+def read_models(selected: str = "") -> list[ModelChoice]:
+    """The catalogue, and the selected model where it is a folder that is not listed."""
+    entries = catalog.list_models()
+    if selected and all(entry.name != selected for entry in entries):
+        with contextlib.suppress(EngineError):  # loading it will say what is wrong
+            entries.append(catalog.find(selected))
+    return [ModelChoice(e, catalog.is_downloaded(e)) for e in entries]
 
 
 def read_memory() -> tuple[int, int]:

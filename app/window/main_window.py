@@ -133,9 +133,8 @@ class MainWindow:
     def _centre(self, width: float, height: float) -> None:
         ui = self.ui
         top = imgui.get_cursor_pos_y()
-        left = imgui.get_cursor_pos_x()
         chosen = widgets.tabs(TABS, ui.tab)
-        self._corner(left + width, top)
+        self._corner(width, top)
         ui.tab = chosen
         banners.draw(ui)
         rest = height - (imgui.get_cursor_pos_y() - top)
@@ -147,12 +146,12 @@ class MainWindow:
                 self._export.open(ui)
         self._refresh_history()
 
-    def _corner(self, right: float, top: float) -> None:
+    def _corner(self, width: float, top: float) -> None:
         """Diagnostics and help, at the right of the tabs."""
         ui = self.ui
         with fonts.use("small"):
             wide = imgui.calc_text_size("Diagnostics").x + imgui.calc_text_size("Help").x + px(16)
-        imgui.same_line(right - wide)
+        imgui.same_line(width - wide)  # from the group's left edge
         imgui.set_cursor_pos_y(top + px(4))
         if widgets.link_button("Diagnostics", "Versions, hardware, folders, the last errors."):
             self._diagnostics.open(ui)

@@ -190,7 +190,10 @@ class Session:
         now, state = self.clock(), self.state
         if self._catalogue_seen != state.models_changed:
             self._catalogue_seen = state.models_changed
-            self.background.submit("catalogue", facts_module.read_models, self._take_models)
+            selected = state.selection.model
+            self.background.submit(
+                "catalogue", lambda: facts_module.read_models(selected), self._take_models
+            )
         if now >= self._memory_due:
             self._memory_due = now + (MEMORY_EVERY_S if self.busy else MEMORY_EVERY_IDLE_S)
             self.background.submit("memory", facts_module.read_memory, self._take_memory)

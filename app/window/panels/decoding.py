@@ -37,15 +37,16 @@ def _last_seed(ui: Ui) -> None:
     imgui.same_line(spacing=px(8))
     widgets.number(str(state.last_seed))
     ui.mark("seed.last")
+    imgui.same_line(spacing=px(16))
     if widgets.link_button("Copy", "Copy the seed to the clipboard."):
         clipboard.current().set(str(state.last_seed))
         ui.say("seed copied")
     imgui.same_line(spacing=px(16))
     if state.decoding.seed == state.last_seed:
-        if widgets.link_button("Draw fresh seeds", "Forget the fixed seed."):
+        if widgets.link_button("Unfix", "Forget the fixed seed: draw a fresh one each time."):
             state.decoding = state.decoding.replace(seed=None)
     elif widgets.link_button(
-        "Use again", "Keep this seed: the same prompt and settings give the same text."
+        "Reuse", "Keep this seed: the same prompt and settings give the same text."
     ):
         state.reuse_seed()
     ui.mark("seed.reuse")

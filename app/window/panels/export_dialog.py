@@ -6,7 +6,7 @@ from pathlib import Path
 
 import imgui
 
-from app.window import export, widgets
+from app.window import export, inputs, widgets
 from app.window.clipboard import clean_text
 from app.window.export import FileExistsAlreadyError
 from app.window.state import Output
@@ -58,12 +58,7 @@ class ExportDialog:
                     self._change_suffix(ui, export.FORMATS[index])
                 ui.mark("export.format")
                 widgets.label("File")
-                entered, path = imgui.input_text(
-                    f"##file{self._serial}",
-                    self._path,
-                    4096,
-                    imgui.INPUT_TEXT_ENTER_RETURNS_TRUE,
-                )
+                path = imgui.input_text(f"##file{self._serial}", self._path, 4096)[1]
                 ui.mark("export.path")
             if clean_text(path) != self._path:
                 self._path, self._may_replace, self._error = clean_text(path), False, ""
@@ -75,6 +70,7 @@ class ExportDialog:
             with widgets.disabled(reason):
                 pressed = widgets.primary_button(label, px(160), px(36))
             ui.mark("export.write")
+            entered = inputs.current().take(inputs.KEY_ENTER)
             if (entered or pressed) and reason is None:
                 self._write(ui)
 

@@ -6,7 +6,7 @@ import time
 
 import imgui
 
-from app.window import clipboard, fonts, theme, widgets
+from app.window import clipboard, fonts, inputs, theme, widgets
 from app.window import format as fmt
 from app.window.clipboard import clean_text
 from app.window.facts import short_name
@@ -51,8 +51,6 @@ class HistoryPanel:
             if now - self._typed_at >= SEARCH_PAUSE_S:
                 past.search(self._query)
             else:
-                from app.window import inputs
-
                 inputs.current().redraw_in(SEARCH_PAUSE_S)
         imgui.same_line(spacing=px(16))
         imgui.align_text_to_frame_padding()
@@ -154,22 +152,24 @@ def _details(ui: Ui) -> None:
         return
     output = past.selected_output()
     with widgets.disabled(None if output else "It is still being read."):
-        if widgets.primary_button(
+        restore = widgets.primary_button(
             "Restore", tip="Show the text and take over its prompt, settings and seed."
-        ) and output is not None:
-            ui.state.restore(output)
-            ui.tab = "Write"
+        )
         ui.mark("history.restore")
         imgui.same_line()
-        if widgets.button("Open as prompt", tip="Put the whole text into the prompt."):
-            if output is not None:
-                ui.state.set_prompt(output.full_text)
-                ui.tab = "Write"
+        as_prompt = widgets.button("Open as prompt", tip="Put the whole text into the prompt.")
         ui.mark("history.open")
         imgui.same_line()
-        if widgets.button("Copy") and output is not None:
-            clipboard.current().set(output.full_text)
-            ui.say("text copied")
+        copy = widgets.button("Copy")
+    if output is not None and restore:
+        ui.state.restore(output)
+        ui.tab = "Write"
+    elif output is not None and as_prompt:
+        ui.state.set_prompt(output.full_text)
+        ui.tab = "Write"
+    elif output is not None and copy:
+        clipboard.current().set(output.full_text)
+        ui.say("text copied")
     imgui.same_line()
     if widgets.button("Remove", tip="Take it off the list. It can be undone."):
         past.hide(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import imgui
 
-from app.window import fonts, widgets
+from app.window import fonts, inputs, theme, widgets
 from app.window import format as fmt
 from app.window.clipboard import clean_text
 from app.window.facts import ModelChoice, short_name
@@ -31,7 +31,7 @@ class ModelPanel:
 
     def __init__(self) -> None:
         self._path = ""
-        self._focus = False
+        self._focus_frames = 0  # a dialog takes the keyboard only once it has been laid out
 
     def draw(self, ui: Ui) -> None:
         width = imgui.get_content_region_available_width()
@@ -66,7 +66,7 @@ class ModelPanel:
             state.selection = state.selection.replace(model=names[index])
             ui.session.refresh_memory()
         elif changed:
-            ui.overlay, self._focus = "folder", True
+            ui.overlay, self._focus_frames = "folder", 3
 
     def _precision(self, ui: Ui) -> None:
         state = ui.state
@@ -92,29 +92,29 @@ class ModelPanel:
                 "A folder in Hugging Face GPT-2 format: config.json, safetensors weights and "
                 "tokenizer files. Nothing in it is executed."
             )
-            if self._focus:
+            if self._focus_frames:
                 imgui.set_keyboard_focus_here()
-                self._focus = False
+                self._focus_frames -= 1
             with widgets.item_width(-1):
-                entered, path = imgui.input_text_with_hint(
-                    "##path",
-                    "path of the folder",
-                    self._path,
-                    4096,
-                    imgui.INPUT_TEXT_ENTER_RETURNS_TRUE,
-                )
+                path = imgui.input_text_with_hint(
+                    "##path", "path of the folder", self._path, 4096
+                )[1]
             self._path = clean_text(path)
             ui.mark("folder.path")
             imgui.dummy(0, px(4))
             with widgets.disabled(None if self._path.strip() else "Type or paste a path first."):
                 pressed = widgets.primary_button("Open and load", px(160), px(36))
             ui.mark("folder.open")
+            # From the queue: a key that goes down and up within a frame is lost on Dear ImGui.
+            entered = inputs.current().take(inputs.KEY_ENTER)
             if (entered or pressed) and self._path.strip():
                 ui.session.open_folder(self._path)
                 ui.overlay = ""
 
 
 def _where(choice: ModelChoice) -> str:
+    if choice.entry.source == "local" and choice.entry.folder is not None:
+        return f"in {choice.entry.folder.parent}"
     if choice.on_disk:
         return "on disk"
     return f"{human_bytes(choice.entry.download_bytes)} download"
@@ -192,8 +192,6 @@ def _load(ui: Ui, width: float) -> None:
 
 def _emphasised(text: str, width: float, height: float) -> bool:
     """A plain button whose edge says that it is waiting to be pressed."""
-    from app.window import theme
-
     imgui.push_style_color(imgui.COLOR_BORDER, *theme.color("accent"))
     try:
         with fonts.use("ui_bold"):

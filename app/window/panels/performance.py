@@ -20,7 +20,15 @@ def draw(ui: Ui) -> None:
     width = imgui.get_content_region_available_width()
     widgets.sparkline(list(state.series), width, px(32))
     widgets.tooltip("Tokens per second while the text grew, from zero to the fastest.")
-    imgui.dummy(0, px(2))
+    imgui.push_style_var(imgui.STYLE_ITEM_SPACING, (px(8), px(4)))
+    try:
+        _figures(ui)
+    finally:
+        imgui.pop_style_var()
+
+
+def _figures(ui: Ui) -> None:
+    state = ui.state
     output, model = state.output, state.model
     timings = output.timings
     none = "\u2013"
@@ -90,13 +98,12 @@ def _weights(ui: Ui) -> str:
 
 def _row(name: str, value: str, tip: str) -> None:
     """A name on the left and its figure on the right."""
-    start = imgui.get_cursor_pos_x()
     width = imgui.get_content_region_available_width()
     with widgets.group():
         widgets.label(name)
         with fonts.use("mono"):
             room = width - imgui.get_item_rect_size().x - px(8)
             shown = widgets.elided(fonts.show(value), room)
-            imgui.same_line(start + width - imgui.calc_text_size(shown).x)
+            imgui.same_line(width - imgui.calc_text_size(shown).x)
             imgui.text(shown)
     widgets.tooltip(tip)
