@@ -7,7 +7,10 @@ underscores. Expected failures are one line on standard error and exit status 1 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,11 +35,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _with_dashes(argument: str) -> str:
-    """`--max_new_tokens=5` as `--max-new-tokens=5`; anything else as it is."""
-    if not argument.startswith("--"):
-        return argument
+    """`--max_new_tokens=5` as `--max-new-tokens=5`; anything else, a prompt too, as it is."""
     name, equals, value = argument.partition("=")
+    if not re.fullmatch(r"--[a-z][a-z_-]*", name):
+        return argument
     return name.replace("_", "-") + equals + value
+
+
+def _natural_number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text[:40]!r}")
+    return int(text)
 
 
 def _parser_of(option: Option) -> Callable[[str], Any]:
@@ -133,7 +142,9 @@ def build_parser() -> argparse.ArgumentParser:
     quality.add_argument(
         "--text", type=Path, required=True, help="a text or JSON-lines file (.xz and .gz too)"
     )
-    quality.add_argument("--limit", type=int, help="score only the first LIMIT documents")
+    quality.add_argument(
+        "--limit", type=_natural_number, help="score only the first LIMIT documents"
+    )
     quality.add_argument("--json", action="store_true", help="print one JSON object")
     add_options(quality, LoadConfig)
 
@@ -144,13 +155,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str]) -> int:
     """Run the program with these arguments; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A pipe or a file gets UTF-8, as standard input is read; a terminal what it can show.
+        encoding = None if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="replace")
     parser = build_parser()
     args = parser.parse_args([_with_dashes(a) for a in argv])
     from app import logs
 
     logs.configure(verbose=getattr(args, "verbose", False))
     try:
-        return _dispatch(args)
+        status = _dispatch(args)
+        sys.stdout.flush()
+        return status
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -160,6 +177,16 @@ def run(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         return 0
+    except OSError as error:
+        logging.getLogger(__name__).exception("stopped by the system")
+        where = error.filename or "the output"
+        print(
+            f"error: {where}: {error.strerror or error}; free some space or check its permissions",
+            file=sys.stderr,
+        )
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # else Python tries to write the rest once more at its end
+        return 1
 
 
 def _dispatch(args: argparse.Namespace) -> int:

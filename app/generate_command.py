@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def _read_prompts_file(path: Path) -> list[str]:
         text = _decoded(path.read_bytes(), str(path))
     except OSError as error:
         raise PromptError(f"{path} cannot be read: {error.strerror}") from error
-    prompts = [line for line in text.splitlines() if line.strip()]
+    # Not `splitlines`, which breaks at U+2028 and form feeds too.
+    prompts = [line for line in re.split(r"\r?\n", text) if line.strip()]
     if not prompts:
         raise PromptError(f"{path} holds no prompts; write one on each line")
     return prompts
@@ -59,7 +61,8 @@ def _read_prompts_file(path: Path) -> list[str]:
 
 def _decoded(raw: bytes, where: str) -> str:
     try:
-        return raw.decode("utf-8").removesuffix("\n")
+        # Windows' programs end lines with \r\n and put a byte order mark before UTF-8.
+        return re.sub(r"\r?\n\Z", "", raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise PromptError(f"{where} is not UTF-8 text (byte {error.start})") from error
 

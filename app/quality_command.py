@@ -8,7 +8,7 @@ import json
 import sys
 import time
 
-from engine import catalog
+from engine import catalog, memory
 from engine.backends import load_backend, resolve
 from engine.backends.base import Backend
 from engine.checkpoint import read_config
@@ -26,7 +26,10 @@ def quality_command(args: argparse.Namespace, config: LoadConfig) -> int:
     if args.limit is not None:
         documents = itertools.islice(documents, args.limit)
 
+    shape = read_config(folder)
+
     def load(at: str, backend: str) -> Backend:
+        memory.check_fits(shape, at, backend)
         return load_backend(
             folder,
             name=catalog.find(config.model).name,
@@ -36,7 +39,6 @@ def quality_command(args: argparse.Namespace, config: LoadConfig) -> int:
             progress=lambda stage, fraction: None,
         )
 
-    shape = read_config(folder)
     model = load(precision, spec.name)
     # A precision is compared with the exact reference, whichever backend it runs on.
     reference = load("fp32", "torch") if precision != "fp32" else None

@@ -95,20 +95,64 @@ def test_a_file_of_prompts_gives_json_lines(
     model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "prompts.txt"
-    path.write_text("The sun\n\nThe \0 moon\nThe sea\n")
+    text = "\ufeffThe sun\n\nThe \0 moon\r\nThe\u2028sea\n"
+    path.write_bytes(text.encode())
     assert generate(*model, "--prompts-file", str(path), "--max-new-tokens", "2") == 1
     results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [r["prompt"] for r in results] == ["The sun", "The \0 moon", "The sea"]
+    assert [r["prompt"] for r in results] == ["The sun", "The \0 moon", "The\u2028sea"]
     assert ["error" in r for r in results] == [False, True, False]
 
 
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n"])
 def test_the_prompt_can_come_from_standard_input(
-    model: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ending: bytes,
+    model: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    stdin = io.TextIOWrapper(io.BytesIO(b"The sun\nsets\n"))
+    stdin = io.TextIOWrapper(io.BytesIO(b"The sun\nsets" + ending))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert generate(*model, "--prompt", "-", "--json", "--max-new-tokens", "1") == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "The sun\nsets"
+
+
+def test_underscores_in_a_prompt_that_begins_with_dashes_stay(
+    model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "-- said_he"
+    assert generate(*model, "--prompt", prompt, "--json", "--max_new_tokens", "1") == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == prompt
+
+
+def test_a_pipe_gets_utf8_whatever_the_locale(
+    model: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    assert generate(*model, "--prompt", "né ★", "--max-new-tokens", "1") == 0
+    assert raw.getvalue().decode().startswith("né ★")
+
+
+class _FullDisk(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_output_to_a_full_disk_is_one_line_and_a_failure(
+    extra: list[str],
+    model: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stdout = io.TextIOWrapper(io.BufferedWriter(_FullDisk()))
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert generate(*model, "--prompt", "on", "--max-new-tokens", "1", *extra) == 1
+    assert "No space left" in one_error_line(capsys.readouterr().err)
+    assert stdout.closed, "Python would try to write again at its end, and exit with 120"
 
 
 def test_a_prompt_beyond_the_context_is_cut_and_it_is_said(
@@ -169,6 +213,7 @@ def test_bad_input_is_one_line_and_a_failure(
         (["generate", "--prompt", "a", "--seed", "-1"], "seed"),
         (["generate", "--prompt", "a", "--colour", "red"], "--colour"),
         (["paint"], "paint"),
+        (["quality", "--text", "a.txt", "--limit", "-1"], "at least 1"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(
@@ -215,6 +260,19 @@ def test_quality_on_a_text(
     assert run(["quality", *model, "--text", str(path)]) == 0
     assert "bits per byte" in capsys.readouterr().out
     assert run(["quality", *model, "--text", str(tmp_path / "none.txt")]) == 1
+
+
+def test_quality_says_before_loading_that_memory_is_short(
+    model: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("The sun sets on the sea.")
+    monkeypatch.setattr("engine.memory.available_bytes", lambda *a, **k: 1000)
+    assert run(["quality", *model, "--text", str(path)]) == 1
+    assert "not enough memory" in one_error_line(capsys.readouterr().err)
 
 
 def test_every_option_is_on_the_command_line_with_its_range(
