@@ -1,9 +1,11 @@
 """Attention of new rows over a sequence's keys and values.
 
-Keys of a head lie in blocks of 16 positions, [position / 16][head width][16], so that the scores
-of 16 positions are one vector and need no sum across lanes; values lie as [position][head width],
-padded to whole vectors. Scores are summed along the head, outputs along the positions, both from
-the first to the last: results do not depend on how many rows come at once.
+A sequence's cache is a run of spans of 64 positions. A span holds, for each layer and head, the
+keys as 4 blocks of [head width][16 positions], so that the scores of 16 positions are one vector
+and need no sum across lanes, then the values as [64 positions][head width], padded to whole
+vectors. So a longer text only takes more memory at the end, and one layer's heads are one stream.
+Scores are summed along the head, outputs along the positions, both from the first to the last:
+results do not depend on how many rows come at once.
 """
 
 from __future__ import annotations
@@ -147,7 +149,7 @@ def _outputs(
     out: Any,
     out_stride: Any,
 ) -> Any:
-    """Weighted sums of `positions` values for `rows` rows, `vectors` x 16 columns (literals)."""
+    """Add `positions` weighted values to `rows` rows of `vectors` x 16 columns (literals)."""
     count, columns = rows.literal_value, vectors.literal_value
     step = LANES * kernel.kernel.cache_bytes
 
@@ -155,9 +157,10 @@ def _outputs(
         _, _, _, weights, weight_stride, values, value_stride, positions, out, out_stride = args
         b = builder
         sums = [[cgutils.alloca_once(b, V_F32) for _ in range(columns)] for _ in range(count)]
-        for row in sums:
-            for place in row:
-                b.store(constant(V_F32, 0.0), place)
+        results = [b.add(out, b.mul(out_stride, constant(I64, m))) for m in range(count)]
+        for m, row in enumerate(sums):
+            for i in range(columns):
+                b.store(load(b, offset(b, results[m], 64 * i), V_F32, 4), row[i])
         with cgutils.for_range(b, positions) as loop:
             at = b.add(values, b.mul(loop.index, value_stride))
             loaded = [_load_cached(b, kernel, offset(b, at, step * i)) for i in range(columns)]
@@ -169,8 +172,7 @@ def _outputs(
                     b.store(muladd(b, loaded[i], weight, b.load(row[i])), row[i])
         for m, row in enumerate(sums):
             for i in range(columns):
-                place = b.add(out, b.mul(out_stride, constant(I64, m)))
-                store(b, b.load(row[i]), offset(b, place, 64 * i), 4)
+                store(b, b.load(row[i]), offset(b, results[m], 64 * i), 4)
         return context.get_dummy_value()
 
     return types.void(kernel, rows, vectors, *[types.intp] * 7), generate
@@ -183,19 +185,23 @@ def remember(
     k: int,
     v: int,
     head_width: int,
-    keys: int,
-    values: int,
+    cache: int,
+    span_bytes: int,
     value_stride: int,
     position: int,
 ) -> None:
-    """Put one row's key and value (float addresses) of one head into the cache."""
-    size = cache_bytes(kernel)
-    key = keys + (position // LANES) * (head_width * LANES * size) + position % LANES * size
-    value = values + position * value_stride
-    for i in range(head_width):
-        _write_cached(kernel, key + i * (LANES * size), read_f32(k + 4 * i))
-        _write_cached(kernel, value + i * size, read_f32(v + 4 * i))
+    """Put one row's key and value (float addresses) of one head into the cache.
 
+    `cache` is the head's place in the first span, `span_bytes` the way from span to span.
+    """
+    size = cache_bytes(kernel)
+    keys = cache + position // SPAN * span_bytes
+    within = position % SPAN
+    values = keys + SPAN * head_width * size + within * value_stride
+    keys += (within // LANES * head_width * LANES + within % LANES) * size
+    for i in range(head_width):
+        _write_cached(kernel, keys + i * (LANES * size), read_f32(k + 4 * i))
+        _write_cached(kernel, values + i * size, read_f32(v + 4 * i))
 
 
 @helper
@@ -241,63 +247,66 @@ def attend(
     rows: int,
     past: int,
     head_width: int,
-    keys: int,
-    values: int,
+    cache: int,
+    span_bytes: int,
     value_stride: int,
     scale: float,
     scratch: int,
-    span_bytes: int,
+    score_bytes: int,
     out: int,
     out_stride: int,
 ) -> None:
     """One head of `rows` consecutive rows, the first of which is at position `past`.
 
-    `scratch` holds 4 rows of scores of `span_bytes` each, then 4 rows of outputs.
+    `cache` and `span_bytes` as for `remember`. `scratch` holds 4 rows of scores of `score_bytes`
+    each, then 4 rows of outputs and their 4 divisors.
     """
     size = cache_bytes(kernel)
-    results = scratch + ROWS * span_bytes
+    results = scratch + ROWS * score_bytes
     result_bytes = (head_width + LANES - 1) // LANES * (4 * LANES)
+    divisors = results + ROWS * result_bytes
     row = 0
     while row < rows:
         count = ROWS if rows - row >= ROWS else 1
         end = past + row + count
-        for at in range(0, end, SPAN):
-            where = keys + at * (head_width * size)
+        spans = (end + SPAN - 1) // SPAN
+        for span in range(spans):
+            keys = cache + span * span_bytes
+            target = scratch + span * (4 * SPAN)
             if count == ROWS:
-                _scores(kernel, 4, q, q_stride, where, head_width, scratch + 4 * at, span_bytes)
+                _scores(kernel, 4, q, q_stride, keys, head_width, target, score_bytes)
             else:
-                _scores(kernel, 1, q, q_stride, where, head_width, scratch + 4 * at, span_bytes)
+                _scores(kernel, 1, q, q_stride, keys, head_width, target, score_bytes)
         for i in range(count):
-            line = scratch + i * span_bytes
-            write_f32(
-                results + ROWS * result_bytes + 4 * i,
-                _softmax(line, past + row + i + 1, end, scale),
-            )
-        part = 0
-        while part < result_bytes:
-            where = values + part // 4 * size
-            target = results + part
-            narrow = result_bytes - part < 256
-            if narrow and count == ROWS:
-                _outputs(
-                    kernel, 4, 1, scratch, span_bytes, where, value_stride, end, target, result_bytes
-                )
-            elif narrow:
-                _outputs(
-                    kernel, 1, 1, scratch, span_bytes, where, value_stride, end, target, result_bytes
-                )
-            elif count == ROWS:
-                _outputs(
-                    kernel, 4, 4, scratch, span_bytes, where, value_stride, end, target, result_bytes
-                )
-            else:
-                _outputs(
-                    kernel, 1, 4, scratch, span_bytes, where, value_stride, end, target, result_bytes
-                )
-            part += 64 if narrow else 256
+            line = scratch + i * score_bytes
+            write_f32(divisors + 4 * i, _softmax(line, past + row + i + 1, end, scale))
+        for at in range(0, count * result_bytes, 64):
+            store_f32(results + at, splat(float32(0.0)))
+        for span in range(spans):
+            weights = scratch + span * (4 * SPAN)
+            values = cache + span * span_bytes + SPAN * head_width * size
+            length = min(SPAN, end - span * SPAN)
+            part = 0
+            while part < result_bytes:
+                source, target = values + part // 4 * size, results + part
+                wide = result_bytes - part >= 256
+                # fmt: off
+                if wide and count == ROWS:
+                    _outputs(kernel, 4, 4, weights, score_bytes, source, value_stride, length,
+                             target, result_bytes)
+                elif wide:
+                    _outputs(kernel, 1, 4, weights, score_bytes, source, value_stride, length,
+                             target, result_bytes)
+                elif count == ROWS:
+                    _outputs(kernel, 4, 1, weights, score_bytes, source, value_stride, length,
+                             target, result_bytes)
+                else:
+                    _outputs(kernel, 1, 1, weights, score_bytes, source, value_stride, length,
+                             target, result_bytes)
+                # fmt: on
+                part += 256 if wide else 64
         for i in range(count):
-            total = read_f32(results + ROWS * result_bytes + 4 * i)
-            factor = float32(float32(1.0) / total)
+            factor = float32(float32(1.0) / read_f32(divisors + 4 * i))
             _hand_out(results + i * result_bytes, out, head_width, factor)
             out += out_stride
         q += count * q_stride

@@ -69,9 +69,9 @@ MODEL = np.dtype(
         ("embedding", _INT),  # see embed_row
         ("embedding_bytes", _INT),  # of a block, or of a row
         ("positions", _INT),  # float [context][padded width]
-        ("keys_bytes", _INT),  # of one head's keys in a sequence's cache
-        ("value_stride", _INT),  # bytes from position to position
-        ("values_bytes", _INT),  # of one head's values
+        ("span_bytes", _INT),  # of 64 positions in a sequence's cache
+        ("head_bytes", _INT),  # of one head of one layer in a span
+        ("value_stride", _INT),  # bytes from value to value
     ]
 )
 
@@ -101,7 +101,7 @@ PASS = np.dtype(
         ("normed", _INT),  # offset within a thread's scratch: one row
         ("private", _INT),  # offset: prepared activations of PRIVATE_ROWS rows
         ("scores", _INT),  # offset: see attention.attend
-        ("span_bytes", _INT),
+        ("score_bytes", _INT),  # of a row of scores
         ("logits", _INT),  # float [wanted][stride]
         ("logits_stride", _INT),
     ]
@@ -246,7 +246,6 @@ def _attention(kernel: Any, thread: int, p: Any, model: Any, layer: int) -> None
     """Every head of every segment is one piece of work."""
     heads, width = model.heads, model.head_width
     scale = read_f32(model.head_scales + 4 * layer)
-    cache_of_layer = layer * heads * (model.keys_bytes + model.values_bytes)
     scratch = p.scratch + thread * p.scratch_bytes + p.scores
     first, last = _share(thread, p.threads, p.segments * heads)
     for piece in range(first, last):
@@ -254,19 +253,31 @@ def _attention(kernel: Any, thread: int, p: Any, model: Any, layer: int) -> None
         row = read_i64(p.segment_first + 8 * segment)
         rows = read_i64(p.segment_rows + 8 * segment)
         past = read_i64(p.positions + 8 * row)
-        keys = read_i64(p.segment_cache + 8 * segment) + cache_of_layer
-        values = keys + heads * model.keys_bytes + head * model.values_bytes
-        keys += head * model.keys_bytes
+        cache = read_i64(p.segment_cache + 8 * segment)
+        cache += (layer * heads + head) * model.head_bytes
         q = p.qkv + row * p.qkv_stride + 4 * head * width
         for i in range(rows):
             k = q + i * p.qkv_stride + 4 * heads * width
             v = k + 4 * heads * width
-            remember(kernel, k, v, width, keys, values, model.value_stride, past + i)
-        out = p.attended + row * p.x_stride + 4 * head * width
+            remember(
+                kernel, k, v, width, cache, model.span_bytes, model.value_stride, past + i
+            )
         attend(
-            kernel, q, p.qkv_stride, rows, past, width, keys, values, model.value_stride,
-            scale, scratch, p.span_bytes, out, p.x_stride,
-        )  # fmt: skip
+            kernel,
+            q,
+            p.qkv_stride,
+            rows,
+            past,
+            width,
+            cache,
+            model.span_bytes,
+            model.value_stride,
+            scale,
+            scratch,
+            p.score_bytes,
+            p.attended + row * p.x_stride + 4 * head * width,
+            p.x_stride,
+        )
     barrier(p.barrier, p.threads)
 
 

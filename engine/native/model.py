@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.checkpoint import ModelConfig, head_scale
-from engine.errors import OutOfMemoryError
 from engine.native import attention, matmul
 from engine.native.forward import LINEAR, LINEARS_PER_LAYER, MODEL, PASS, PRIVATE_ROWS
 from engine.native.kernels import BLOCK, GROUP, Kernel
+from engine.native.memory import aligned, large
 from engine.native.pack import Packed, linear_names, linear_shape
 from engine.native.quantise import padded
 
@@ -28,78 +28,50 @@ _ACTIVATIONS = {
 }
 
 
-def aligned(nbytes: int) -> NDArray[np.uint8]:
-    """Zeroed bytes that begin at a cache line; pages are taken only when they are written."""
-    try:
-        raw = np.zeros(nbytes + 64, np.uint8)
-    except MemoryError as error:
-        raise OutOfMemoryError(
-            f"{nbytes / 1e6:.0f} MB more are needed and not free; close other programs, or load "
-            "a smaller model or int8"
-        ) from error
-    start = -raw.ctypes.data % 64
-    return raw[start : start + nbytes]
+@dataclass(frozen=True)
+class CacheShape:
+    """Sizes in bytes of a sequence's cache; see attention.py for its layout."""
+
+    spans: int  # of 64 positions
+    span_bytes: int
+    head_bytes: int  # of one head of one layer in a span
+    value_stride: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, kernel: Kernel) -> CacheShape:
+        stride = padded(config.head_width, attention.LANES) * kernel.cache_bytes
+        head = attention.SPAN * (config.head_width * kernel.cache_bytes + stride)
+        return cls(
+            spans=-(-config.context // attention.SPAN),
+            span_bytes=config.layers * config.heads * head,
+            head_bytes=head,
+            value_stride=stride,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.spans * self.span_bytes
 
 
 class Cache:
-    """Keys and values of one sequence, preallocated for the whole context."""
+    """Keys and values of one sequence: room for the whole context, taken as it is filled."""
 
     def __init__(self, shape: CacheShape) -> None:
         self.shape = shape
-        self.data = aligned(shape.nbytes)
         self.length = 0  # tokens
+        self.data = large(shape.nbytes)
 
     @property
     def address(self) -> int:
         return int(self.data.ctypes.data)
 
     def copy(self) -> Cache:
-        """A copy that holds as much; only what is used is copied."""
+        """A copy that holds as much."""
         other = Cache(self.shape)
-        span = padded(self.length, attention.LANES)
-        for source, target in zip(self._views(), other._views(), strict=True):
-            used = source.shape[2] * span // self.shape.positions
-            target[:, :, :used] = source[:, :, :used]
+        used = -(-self.length // attention.SPAN) * self.shape.span_bytes
+        other.data[:used] = self.data[:used]
         other.length = self.length
         return other
-
-    def _views(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Keys (layers, heads, blocks, bytes) and values (layers, heads, positions, bytes)."""
-        s = self.shape
-        both = self.data.reshape(s.layers, s.heads * (s.keys_bytes + s.values_bytes))
-        cut = s.heads * s.keys_bytes
-        blocks = s.positions // attention.LANES
-        keys = both[:, :cut].reshape(s.layers, s.heads, blocks, -1)
-        return keys, both[:, cut:].reshape(s.layers, s.heads, s.positions, -1)
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """Sizes of a sequence's cache."""
-
-    layers: int
-    heads: int
-    positions: int  # the context, padded to whole spans
-    keys_bytes: int  # of one head
-    values_bytes: int
-    value_stride: int
-
-    @classmethod
-    def of(cls, config: ModelConfig, kernel: Kernel) -> CacheShape:
-        positions = padded(config.context, attention.SPAN)
-        stride = padded(config.head_width, attention.LANES) * kernel.cache_bytes
-        return cls(
-            layers=config.layers,
-            heads=config.heads,
-            positions=positions,
-            keys_bytes=positions * config.head_width * kernel.cache_bytes,
-            values_bytes=positions * stride,
-            value_stride=stride,
-        )
-
-    @property
-    def nbytes(self) -> int:
-        return self.layers * self.heads * (self.keys_bytes + self.values_bytes)
 
 
 class Model:
@@ -138,9 +110,9 @@ class Model:
             else packed.sections["head"].shape[1]
         )
         r["positions"] = packed.address("positions")
-        r["keys_bytes"] = self.cache_shape.keys_bytes
+        r["span_bytes"] = self.cache_shape.span_bytes
+        r["head_bytes"] = self.cache_shape.head_bytes
         r["value_stride"] = self.cache_shape.value_stride
-        r["values_bytes"] = self.cache_shape.values_bytes
 
     @property
     def streamed_bytes(self) -> int:
@@ -169,13 +141,13 @@ class Workspace:
         r["attended"] = self._place(MAX_ROWS * width)
         r["hidden"], r["hidden_stride"] = self._place(MAX_ROWS * inner), inner
         r["shared"] = self._place(MAX_ROWS * prepared)
-        span = 4 * model.cache_shape.positions
+        scores = 4 * attention.SPAN * model.cache_shape.spans
         at = matmul.SCRATCH_BYTES
         r["normed"], at = at, at + width
         r["private"], at = at, at + PRIVATE_ROWS * prepared
-        r["scores"], r["span_bytes"] = at, span
+        r["scores"], r["score_bytes"] = at, scores
         results = 4 * padded(config.head_width, attention.LANES)
-        at = padded(at + attention.ROWS * (span + results) + 64, 4096)
+        at = padded(at + attention.ROWS * (scores + results) + 64, 4096)
         r["scratch"], r["scratch_bytes"] = self._place(threads * at), at
         self.tokens = self._numbers("tokens", MAX_ROWS)
         self.positions = self._numbers("positions", MAX_ROWS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import mmap
 import os
 import zlib
 from collections.abc import Callable
@@ -24,8 +23,9 @@ from numpy.typing import NDArray
 
 from engine import atomic, paths
 from engine.checkpoint import Checkpoint, ModelConfig, weight_files, weights_hash
-from engine.errors import OutOfMemoryError, StorageError
+from engine.errors import StorageError
 from engine.native.kernels import BLOCK, GROUP, Kernel
+from engine.native.memory import large
 from engine.native.quantise import encode, padded, smoothing, to_bf16
 
 log = logging.getLogger(__name__)
@@ -94,17 +94,7 @@ class Packed:
         self.config, self.kernel, self.head = config, kernel, head
         self.sections = layout(config, kernel, head)
         self.nbytes = self.sections["end"].offset
-        try:
-            self._memory = mmap.mmap(-1, self.nbytes)
-        except (OSError, ValueError) as error:
-            raise OutOfMemoryError(
-                f"the packed model needs {self.nbytes / 1e6:.0f} MB, which this machine does not "
-                "have free; close other programs, or load a smaller model or int4"
-            ) from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel without huge pages
-                self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self.data = np.frombuffer(self._memory, np.uint8)
+        self.data = large(self.nbytes)
 
     def array(self, name: str) -> NDArray[Any]:
         """A section in its shape; writes go to the packed model."""
@@ -118,8 +108,6 @@ class Packed:
     def close(self) -> None:
         """Give the memory back. Nothing may use it any more."""
         del self.data
-        with contextlib.suppress(BufferError):  # an array of a section is still alive
-            self._memory.close()
 
 
 def pack(checkpoint: Checkpoint, kernel: Kernel, head: Kernel, progress: Progress) -> Packed:

@@ -14,7 +14,8 @@ from engine.errors import BackendError
 from engine.native import decode, sample
 from engine.native.forward import LINEARS_TYPE, MODEL_TYPE, PASS_TYPE
 from engine.native.kernels import Kernel, KernelType
-from engine.native.model import MAX_ROWS, Cache, Model, Workspace, aligned
+from engine.native.memory import aligned
+from engine.native.model import MAX_ROWS, Cache, Model, Workspace
 from engine.native.team import Call, Team
 
 MAX_SEQUENCES = MAX_ROWS  # decoded at once
