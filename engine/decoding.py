@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from engine.backends.base import Backend, Logits
+from engine.backends.fast_path import DecodeRequest, ManySteps
 from engine.config import GenerationConfig
 from engine.events import Event, Finished, ModelInfo, Prefill, Started, Timings, Token
 from engine.philox import fresh_seed
-from engine.sampling import Sampler
+from engine.sampling import Sampler, unusable_logits
 from engine.slots import SlotPool
 from engine.tokenizer import StreamDecoder, Tokenizer, clean_prompt
 
 PREFILL_CHUNK = 256  # tokens run between two chances to cancel
+POLL_S = 0.004  # how often tokens are fetched from a backend that runs many steps by itself
 
 
 def with_seed(config: GenerationConfig) -> GenerationConfig:
@@ -87,23 +89,46 @@ class Generation:
         return self.reason is not None
 
     @property
+    def reading(self) -> bool:
+        """Whether some of the prompt is still to be run."""
+        return self._fed < len(self.prompt_ids)
+
+    def request(self) -> DecodeRequest:
+        """How a backend with the fast path goes on with this text; not while `reading`."""
+        return DecodeRequest(
+            slot=self.slot,
+            token=self.token_ids[-1],
+            config=self._config,
+            index=len(self.token_ids),
+            max_tokens=self._config.max_new_tokens - len(self.token_ids),
+            stop_token=self._end_of_text,
+        )
+
+    @property
     def held(self) -> list[int]:
         """The tokens in the slot's cache."""
         return [*self.prompt_ids, *self.token_ids][: self._fed]
 
     def next_tokens(self) -> list[int]:
         """What the backend has to run now: a chunk of the prompt, or the last token."""
-        if self._fed < len(self.prompt_ids):
+        if self.reading:
             return self.prompt_ids[self._fed : self._fed + PREFILL_CHUNK]
         return self.token_ids[-1:]
 
     def accept(self, logits: Logits) -> list[Event]:
         """Take the (vocab_size,) logits after `next_tokens()` and say what came of them."""
         self._fed += len(self.next_tokens())
-        if self._fed < len(self.prompt_ids):
+        if self.reading:
             return [Prefill(self._job_id, done=self._fed, total=len(self.prompt_ids))]
+        return self._take(self._sampler(logits, len(self.token_ids)))
+
+    def accept_token(self, token_id: int) -> list[Event]:
+        """Take the next token where the backend itself ran `next_tokens()` and chose."""
+        self._fed += 1
+        return self._take(token_id)
+
+    def _take(self, token_id: int) -> list[Event]:
         index = len(self.token_ids)
-        token_id = self._sampler(logits, index)
         self._last_at = time.perf_counter()
         if index == 0:
             self._first_at = self._last_at
@@ -154,6 +179,29 @@ def step(backend: Backend, generations: Sequence[Generation]) -> Logits:
     return backend.extend([g.slot for g in generations], [g.next_tokens() for g in generations])
 
 
+def many_steps(
+    backend: ManySteps, generations: Sequence[Generation], interrupted: Callable[[], bool]
+) -> Iterator[tuple[Generation, list[Event]]]:
+    """Steps on the fast path until all are done or `interrupted`: what came of whom, as it comes.
+
+    None may be `reading`. Raises BackendError where logits became unusable.
+    """
+    run = backend.start_decoding([g.request() for g in generations])
+    try:
+        over = False
+        while not over:
+            over = run.done  # asked before polling, so that the last tokens are polled too
+            for generation, tokens in zip(generations, run.poll(POLL_S), strict=True):
+                for token_id in tokens:
+                    yield generation, generation.accept_token(token_id)
+            if interrupted():
+                run.stop()
+    finally:
+        run.close()
+    if "failed" in run.reasons:
+        raise unusable_logits()
+
+
 def generate(
     backend: Backend,
     tokenizer: Tokenizer,
@@ -175,6 +223,11 @@ def generate(
                 yield generation.finish("cancelled")
                 break
             sound = False
+            if isinstance(backend, ManySteps) and not generation.reading:
+                for _, events in many_steps(backend, [generation], cancelled):
+                    yield from events
+                sound = True
+                continue
             logits = step(backend, [generation])[0]
             sound = True
             yield from generation.accept(logits)

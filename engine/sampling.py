@@ -87,6 +87,14 @@ def build_processors(config: GenerationConfig) -> tuple[Processor, ...]:
     return tuple(chain)
 
 
+def unusable_logits() -> BackendError:
+    """The error for logits that are NaN or leave nothing to choose from."""
+    return BackendError(
+        "the model produced no usable probabilities (NaN or infinity); its weights are damaged "
+        "or this precision does not suit it: load it again in fp32"
+    )
+
+
 class Sampler:
     """Chooses the tokens of one sequence; holds no state that a step could change."""
 
@@ -104,10 +112,7 @@ class Sampler:
         """
         best = int(np.argmax(logits))  # the first NaN, if there is one
         if not np.isfinite(logits[best]):
-            raise BackendError(
-                "the model produced no usable probabilities (NaN or infinity); its weights are "
-                "damaged or this precision does not suit it: load it again in fp32"
-            )
+            raise unusable_logits()
         if self._greedy:
             return best
         candidates = Candidates(np.arange(len(logits)), logits.astype(np.float64))

@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from engine.backends.base import Backend, LoadCancelled
+from engine.backends.fast_path import ManySteps
 from engine.config import GenerationConfig, LoadConfig
-from engine.decoding import Generation, step
+from engine.decoding import Generation, many_steps, step
 from engine.errors import BackendError, EngineError, ModelNotFoundError, OutOfMemoryError
 from engine.events import (
     TERMINAL,
@@ -369,24 +370,46 @@ class Worker:
         if not going:
             return
         try:
-            rows = step(held.backend, [generation for _, generation in going])
+            if isinstance(held.backend, ManySteps) and not any(g.reading for _, g in going):
+                self._many_steps(held.backend, going)
+            else:
+                self._one_step(held.backend, going)
         except Exception as error:
-            # Every cache named in the pass has an undefined content now.
+            # Every cache that was named to the backend has an undefined content now.
             self._active = []
             for job, generation in going:
                 held.pool.discard(generation.slot)
-                self._publish(job, _failure(job, error, "running the model"))
+                if not job.done:
+                    self._publish(job, _failure(job, error, "running the model"))
             return
+        for entry in going:
+            if entry[1].done:
+                self._active.remove(entry)
+                held.pool.release(entry[1].slot, entry[1].held)
+
+    def _one_step(self, backend: Backend, going: list[tuple[Job, Generation]]) -> None:
+        rows = step(backend, [generation for _, generation in going])
         for (job, generation), logits in zip(going, rows, strict=True):
             try:
                 events = generation.accept(logits)
-            except Exception as error:
+            except Exception as error:  # in choosing: the others' caches are sound
                 generation.reason = "failed"
                 events = [_failure(job, error, "choosing a token")]
-            if generation.done:
-                self._active.remove((job, generation))
-                held.pool.release(generation.slot, generation.held)
             self._publish(job, *events)
+
+    def _many_steps(self, backend: ManySteps, going: list[tuple[Job, Generation]]) -> None:
+        """On the fast path until all texts are done or something else wants to be looked at."""
+
+        def interrupted() -> bool:
+            return (
+                self._closing.is_set()
+                or not self._inbox.empty()
+                or any(job.cancelled and not g.done for job, g in going)
+            )
+
+        jobs = {id(generation): job for job, generation in going}
+        for generation, events in many_steps(backend, [g for _, g in going], interrupted):
+            self._publish(jobs[id(generation)], *events)
 
     def _download(self, job: Job, name: str) -> None:
         from engine import catalog

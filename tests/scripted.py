@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.backends.fast_path import DecodeRequest
 from engine.events import ModelInfo
+from engine.sampling import Sampler
 
 VOCABULARY = 300
 
@@ -89,3 +91,66 @@ class ScriptedBackend:
     def shutdown(self) -> None:
         self.shut_down = True
         self.held.clear()
+
+
+@dataclass
+class ScriptedDecoding:
+    """engine.backends.fast_path.Decoding, `per_poll` steps at each poll."""
+
+    backend: FastScriptedBackend
+    requests: Sequence[DecodeRequest]
+
+    def __post_init__(self) -> None:
+        self._last = [r.token for r in self.requests]
+        self._index = [r.index for r in self.requests]
+        self._left = [r.max_tokens for r in self.requests]
+        self._samplers = [Sampler(r.config, r.sequence) for r in self.requests]
+        self.reasons: list[str | None] = [None] * len(self.requests)
+        self._stopped = self.closed = False
+
+    @property
+    def done(self) -> bool:
+        return self._stopped or all(self.reasons)
+
+    def poll(self, timeout: float) -> list[list[int]]:
+        fresh: list[list[int]] = [[] for _ in self.requests]
+        for _ in range(self.backend.per_poll):
+            for i, request in enumerate(self.requests):
+                if self.reasons[i] is None and not self._stopped:
+                    self._step(i, request, fresh[i])
+        return fresh
+
+    def _step(self, i: int, request: DecodeRequest, fresh: list[int]) -> None:
+        (logits,) = self.backend.extend([request.slot], [[self._last[i]]])
+        if not np.isfinite(logits).all():
+            self.reasons[i] = "failed"
+            return
+        self._last[i] = self._samplers[i](logits, self._index[i])
+        fresh.append(self._last[i])
+        self._index[i] += 1
+        self._left[i] -= 1
+        if self._last[i] == request.stop_token:
+            self.reasons[i] = "end_of_text"
+        elif self._left[i] == 0:
+            self.reasons[i] = "length"
+        elif self.backend.length(request.slot) + 1 >= self.backend.info.context:
+            self.reasons[i] = "context"
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def close(self) -> None:
+        self._stopped = self.closed = True
+
+
+@dataclass
+class FastScriptedBackend(ScriptedBackend):
+    """The same script, with the fast path."""
+
+    per_poll: int = 2
+    runs: list[ScriptedDecoding] = field(default_factory=list)
+
+    def start_decoding(self, requests: Sequence[DecodeRequest]) -> ScriptedDecoding:
+        assert all(run.closed for run in self.runs), "a run was left open"
+        self.runs.append(ScriptedDecoding(self, requests))
+        return self.runs[-1]
