@@ -29,6 +29,7 @@ class ModelInfo:
     weight_bytes: int  # as held, in bytes
     weight_bytes_fp32: int  # the same weights before quantisation, in bytes
     weights_hash: str  # SHA-256 over the checkpoint's safetensors files
+    read_bytes: int = 0  # of weights that one token reads: all but embedding and position rows
     load_s: float = 0.0
     detail: str = ""  # the CPU path, the attention implementation ...
 

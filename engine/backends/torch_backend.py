@@ -182,7 +182,7 @@ class TorchBackend:
 
 
 def _translated(error: Exception) -> Exception:
-    text = str(error)
+    text = str(error) or type(error).__name__
     if isinstance(error, MemoryError) or "not enough memory" in text or "alloc" in text:
         return OutOfMemoryError(
             "out of memory while running the model; close other programs, or load a smaller "
@@ -195,14 +195,14 @@ def load(
     folder: Path, *, name: str, precision: str, threads: int, progress: Progress
 ) -> TorchBackend:
     """Load a model folder tensor by tensor; see engine.backends.base.BackendFactory."""
-    threads = threads or default_threads()
-    torch.set_num_threads(threads)
     progress("reading the model folder", 0.05)
     checkpoint = Checkpoint(folder)
     try:
         model = _read_weights(checkpoint, precision, progress)
     except (RuntimeError, MemoryError) as error:
         raise _translated(error) from error
+    threads = threads or default_threads()
+    torch.set_num_threads(threads)  # only now: where loading fails the model before goes on
     config = checkpoint.config
     info = ModelInfo(
         name=name,
@@ -219,6 +219,7 @@ def load(
         weight_bytes=weight_bytes(model),
         weight_bytes_fp32=4 * config.parameters,
         weights_hash=weights_hash(folder),
+        read_bytes=read_bytes(model),
         detail=f"torch {torch.__version__.split('+')[0]}, sdpa",
     )
     return TorchBackend(model, info)
@@ -290,6 +291,12 @@ def _quantise(module: nn.Module) -> Any:
             {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig},
             inplace=True,
         )
+
+
+def read_bytes(model: GPT2LMHeadModel) -> int:
+    """Bytes of weights read for one token: the blocks, the last norm and the output head."""
+    body = model.transformer
+    return weight_bytes(nn.ModuleList([body.h, body.ln_f, model.lm_head]))
 
 
 def weight_bytes(model: nn.Module) -> int:
