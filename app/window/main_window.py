@@ -5,6 +5,7 @@ A frame goes one way: take in what has happened, draw, carry out what was asked,
 
 from __future__ import annotations
 
+import gc
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
@@ -217,6 +218,9 @@ def run_window(given: Mapping[str, Any] | None = None) -> int:
         _run(window, settings, notice, dict(given or {}))
     finally:
         window.close()
+    # The interpreter's last collections walk through all of torch and take seconds; the program
+    # is over for the user, and nothing that is left has anything to save.
+    gc.freeze()
     return 0
 
 

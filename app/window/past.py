@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from app.window.background import Background
@@ -17,6 +18,19 @@ from engine.events import Timings
 from engine.history import HistoryStore, Node
 
 PAGE = 100
+PROMPT_TAIL = 80  # characters of the prompt kept for the list
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What one look at the store brought."""
+
+    query: str
+    before: int | None
+    limit: int
+    found: list[Node]
+    prompts: dict[int, str]
+    total: int
 
 
 class Past:
@@ -30,6 +44,7 @@ class Past:
     ) -> None:
         self.query = ""
         self.entries: list[Node] = []
+        self.prompts: dict[int, str] = {}  # the end of what each entry continues
         self.selected: Node | None = None
         self.selected_prompt: str | None = None  # None until it has been read
         self.total: int | None = None
@@ -97,19 +112,21 @@ class Past:
         query = self.query
         self.loading = True
 
-        def read() -> tuple[str, int | None, int, list[Node], int]:
+        def read() -> _Page:
             found = self._store.search(query, limit, before)
-            return query, before, limit, found, self._store.count()
+            prompts = {node.id: self._store.prompt_of(node.id)[-PROMPT_TAIL:] for node in found}
+            return _Page(query, before, limit, found, prompts, self._store.count())
 
         self._background.submit("history", read, self._take, self._failed)
 
-    def _take(self, answer: tuple[str, int | None, int, list[Node], int]) -> None:
-        query, before, limit, found, self.total = answer
+    def _take(self, page: _Page) -> None:
         self.loading = False
-        if query != self.query:
+        self.total = page.total
+        if page.query != self.query:
             return
-        self.entries = found if before is None else self.entries + found
-        self.complete = len(found) < limit
+        self.entries = page.found if page.before is None else self.entries + page.found
+        self.prompts = page.prompts if page.before is None else self.prompts | page.prompts
+        self.complete = len(page.found) < page.limit
 
     def _take_prompt(self, answer: tuple[int, str]) -> None:
         node_id, prompt = answer

@@ -10,6 +10,7 @@ from app.window import clipboard, fonts, inputs, theme, widgets
 from app.window import format as fmt
 from app.window.clipboard import clean_text
 from app.window.facts import short_name
+from app.window.text_view import TextView
 from app.window.theme import px
 from app.window.ui import Ui
 from engine.history import Node
@@ -24,18 +25,22 @@ class HistoryPanel:
     def __init__(self) -> None:
         self._query = ""
         self._typed_at = 0.0
+        self._view = TextView()
+        self._shown: tuple[int, int] | None = None  # entry and length of the text in the view
 
     def draw(self, ui: Ui, width: float, height: float) -> None:
+        above = imgui.get_cursor_pos_y()
         self._search(ui)
         top = imgui.get_cursor_pos_y()
-        height -= px(44)
+        height -= top - above
         list_width = max(px(240), min(px(420), width * 0.42))
         with widgets.child("entries", list_width, height, padding=(8, 8)):
             self._list(ui)
         imgui.same_line(spacing=px(8))
         imgui.set_cursor_pos_y(top)
         with widgets.child("entry", width - list_width - px(8), height):
-            _details(ui)
+            if _details(ui):
+                self._text(ui)
 
     def _search(self, ui: Ui) -> None:
         past = ui.past
@@ -65,6 +70,18 @@ class HistoryPanel:
             if widgets.link_button("Undo remove", "Bring back the entry removed last."):
                 past.unhide()
             ui.mark("history.undo")
+
+    def _text(self, ui: Ui) -> None:
+        """The selected entry's text, in a view to select and copy from."""
+        output = ui.past.selected_output()
+        if output is None:
+            return
+        shown = (output.node or 0, len(output.full_text))
+        if self._shown != shown:
+            self._shown = shown
+            self._view.set_text(output.full_text, len(output.prompt))
+            self._view.follow = False
+        self._view.draw("entry text", 0, max(imgui.get_content_region_available().y, px(160)))
 
     def _list(self, ui: Ui) -> None:
         past = ui.past
@@ -109,14 +126,28 @@ def _row(ui: Ui, node: Node, height: float) -> None:
         draw.add_rect_filled(x, y, x + width, y + height - px(2), shade, px(theme.ROUNDING))
     if hovered:
         imgui.set_mouse_cursor(imgui.MOUSE_CURSOR_HAND)
-    preview = " ".join(node.text[:300].split()) or "(nothing was written)"
-    with fonts.use("ui"):
-        shown = _cut(fonts.show(preview), width - px(16))
-        draw.add_text(x + px(8), y + px(6), theme.u32("text"), shown)
+    _preview(past.prompts.get(node.id, ""), node.text, x + px(8), y + px(6), width - px(16))
     with fonts.use("small"):
-        line = " \u00b7 ".join(_summary(node))
+        line = " \u00b7 ".join(_summary(ui, node))
         line = _cut(fonts.show(line), width - px(16))
         draw.add_text(x + px(8), y + px(30), theme.u32("dim"), line)
+
+
+def _preview(prompt: str, text: str, x: float, y: float, width: float) -> None:
+    """The end of the prompt, dimmed, and the beginning of what was written."""
+    head = " ".join(prompt.split())
+    body = " ".join(text[:300].split())
+    if head and body and text[:1].isspace():
+        body = " " + body
+    draw = imgui.get_window_draw_list()
+    with fonts.use("ui"):
+        if len(head) > 24:
+            head = "\u2026" + head[-24:]
+        shown = _cut(fonts.show(head), width)
+        draw.add_text(x, y, theme.u32("dim"), shown)
+        used = imgui.calc_text_size(shown).x
+        rest = _cut(fonts.show(body or "(nothing was written)"), width - used)
+        draw.add_text(x + used, y, theme.u32("text" if body else "dim"), rest)
 
 
 def _cut(text: str, width: float) -> str:
@@ -133,23 +164,27 @@ def _cut(text: str, width: float) -> str:
     return text[:low].rstrip() + "\u2026"
 
 
-def _summary(node: Node) -> list[str]:
+def _summary(ui: Ui, node: Node) -> list[str]:
     parts = [time.strftime("%d %b %H:%M", time.localtime(node.created))]
     if node.model:
         parts.append(f"{short_name(node.model)} {node.precision}")
     if node.token_ids:
         parts.append(fmt.plural(len(node.token_ids), "token"))
-    if node.finish_reason in (None, "failed"):
-        parts.append("interrupted" if node.finish_reason is None else "failed")
+    if node.finish_reason == "failed":
+        parts.append("failed")
+    elif node.finish_reason is None and node.kind == "generation":
+        here = ui.state.running and ui.state.output.node == node.id
+        parts.append("being written" if here else "interrupted")
     return parts
 
 
-def _details(ui: Ui) -> None:
+def _details(ui: Ui) -> bool:
+    """What can be done with the selected entry, and its figures; False where there is none."""
     past, node = ui.past, ui.past.selected
     if node is None:
         if past.entries:
             widgets.small("Choose an entry on the left to see it whole.")
-        return
+        return False
     output = past.selected_output()
     with widgets.disabled(None if output else "It is still being read."):
         restore = widgets.primary_button(
@@ -173,7 +208,7 @@ def _details(ui: Ui) -> None:
     imgui.same_line()
     if widgets.button("Remove", tip="Take it off the list. It can be undone."):
         past.hide(node)
-        return
+        return False
     ui.mark("history.remove")
     imgui.dummy(0, px(4))
     for name, value in _figures(node):
@@ -182,16 +217,7 @@ def _details(ui: Ui) -> None:
         with fonts.use("mono"):
             imgui.text_wrapped(fonts.show(value))
     widgets.separator(16)
-    with fonts.use("text"):
-        if past.selected_prompt:
-            with widgets.colored("dim"):
-                _paragraphs(past.selected_prompt[-4000:])
-        _paragraphs(node.text)
-
-
-def _paragraphs(text: str) -> None:
-    for line in text.split("\n"):
-        imgui.text_wrapped(fonts.show(line))
+    return True
 
 
 def _figures(node: Node) -> list[tuple[str, str]]:

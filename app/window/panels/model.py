@@ -96,9 +96,9 @@ class ModelPanel:
                 imgui.set_keyboard_focus_here()
                 self._focus_frames -= 1
             with widgets.item_width(-1):
-                path = imgui.input_text_with_hint(
-                    "##path", "path of the folder", self._path, 4096
-                )[1]
+                path = imgui.input_text_with_hint("##path", "path of the folder", self._path, 4096)[
+                    1
+                ]
             self._path = clean_text(path)
             ui.mark("folder.path")
             imgui.dummy(0, px(4))

@@ -81,6 +81,8 @@ class PromptPanel:
             hinted = f"{text} \u00b7 {HINT}" if text else HINT
             fits = shade == "dim" and imgui.calc_text_size(hinted).x <= room
             shown = hinted if fits or not text else text
+            if imgui.calc_text_size(shown).x > room and state.prompt_tokens is not None:
+                shown = f"{state.prompt_tokens:,} / {state.context or 0:,}"
             imgui.set_cursor_pos((left, top + (px(BUTTON_HEIGHT) - imgui.get_font_size()) / 2))
             with widgets.colored(shade):
                 imgui.text(widgets.elided(shown, room))

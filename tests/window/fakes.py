@@ -1,0 +1,87 @@
+"""A worker and a recorder that do nothing but note what they were asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.config import GenerationConfig, LoadConfig
+from engine.events import TERMINAL, Event, ModelInfo
+
+
+@dataclass
+class FakeJob:
+    id: int
+    asked: tuple[Any, ...]
+    cancelled: bool = False
+    done: bool = False
+    events: list[Event] = field(default_factory=list)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def put(self, *events: Event) -> None:
+        self.events += events
+        self.done = self.done or any(isinstance(event, TERMINAL) for event in events)
+
+    def drain(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+
+class FakeWorker:
+    """`jobs` are in the order they were asked for."""
+
+    def __init__(self) -> None:
+        self.jobs: list[FakeJob] = []
+        self.model: ModelInfo | None = None
+
+    def _job(self, *asked: Any) -> FakeJob:
+        self.jobs.append(FakeJob(len(self.jobs) + 1, asked))
+        return self.jobs[-1]
+
+    def load(self, config: LoadConfig) -> FakeJob:
+        return self._job("load", config)
+
+    def download(self, name: str) -> FakeJob:
+        return self._job("download", name)
+
+    def generate(
+        self, prompt: str, config: GenerationConfig, *, parent: int | None = None
+    ) -> FakeJob:
+        return self._job("generate", prompt, config, parent)
+
+    def count_tokens(self, text: str) -> int | None:
+        return len(text.split())
+
+
+class FakeRecorder:
+    def __init__(self) -> None:
+        self.problem: str | None = None
+        self.drafts: list[str] = []
+        self.nodes: dict[int, int] = {}
+
+    def node_of(self, job_id: int) -> int | None:
+        return self.nodes.get(job_id)
+
+    def keep_draft(self, text: str) -> None:
+        self.drafts.append(text)
+
+
+def tiny_model(name: str = "tiny", precision: str = "fp32", context: int = 16) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        path=f"/models/{name}",
+        backend="torch",
+        precision=precision,
+        threads=2,
+        parameters=1000,
+        layers=2,
+        width=8,
+        heads=2,
+        context=context,
+        vocab_size=300,
+        weight_bytes=1000 if precision == "int8" else 4000,
+        weight_bytes_fp32=4000,
+        weights_hash="ab",
+    )

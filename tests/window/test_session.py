@@ -1,0 +1,235 @@
+"""The session: intents reach the worker, events reach the state, figures come off the frame."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.window.background import Background
+from app.window.past import Past
+from app.window.session import Session
+from app.window.state import AppState, GenerationStatus, ModelStatus
+from engine.config import GenerationConfig, LoadConfig
+from engine.events import Downloaded, Failed, Finished, Loaded, Started, Timings, Token
+from engine.history import HistoryStore
+from tests.window.fakes import FakeRecorder, FakeWorker, tiny_model
+
+
+class Bench:
+    """A session on fakes; `settle` ticks until the background has nothing left."""
+
+    def __init__(self, prompt: str = "The sun") -> None:
+        self.woken = threading.Event()
+        self.background = Background(self.woken.set)
+        self.worker = FakeWorker()
+        self.recorder = FakeRecorder()
+        self.state = AppState(prompt=prompt)
+        self.now = 0.0
+        self.session = Session(
+            self.state,
+            self.worker,
+            self.background,
+            recorder=self.recorder,
+            clock=lambda: self.now,
+        )
+
+    def settle(self) -> None:
+        self.session.tick()
+        while self.background.busy:
+            assert self.woken.wait(10)
+            self.woken.clear()
+            self.session.tick()
+
+    def load(self) -> None:
+        self.state.request_load(LoadConfig(model="tiny"))
+        self.session.tick()
+        self.worker.jobs[-1].put(Loaded(self.worker.jobs[-1].id, tiny_model()))
+        self.settle()
+
+    def start(self) -> int:
+        assert self.state.generate()
+        self.session.tick()
+        job = self.worker.jobs[-1]
+        config = GenerationConfig(seed=1)
+        job.put(Started(job.id, self.state.prompt, config, tiny_model(), 2, 0))
+        self.session.tick()
+        return job.id
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.background.close()
+
+
+def test_a_load_becomes_the_model(bench: Bench) -> None:
+    bench.load()
+    assert bench.worker.jobs[0].asked == ("load", LoadConfig(model="tiny"))
+    assert bench.state.model_status is ModelStatus.READY
+    assert not bench.session.busy
+
+
+def test_stop_cancels_the_job_and_keeps_what_it_had_written(bench: Bench) -> None:
+    bench.load()
+    job_id = bench.start()
+    job = bench.worker.jobs[-1]
+    job.put(Token(job_id, 0, 5, " sets", Timings(new_tokens=1, total_s=0.1)))
+    bench.session.tick()
+    assert bench.session.busy and bench.state.output.full_text == "The sun sets"
+    bench.state.stop()
+    bench.session.tick()
+    assert job.cancelled
+    job.put(Finished(job_id, "cancelled", " sets", (5,), Timings(new_tokens=1, total_s=0.1)))
+    bench.session.tick()
+    assert bench.state.generation is GenerationStatus.IDLE
+    assert bench.state.output.full_text == "The sun sets"
+
+
+def test_a_replaced_job_is_cancelled_and_its_late_events_change_nothing(bench: Bench) -> None:
+    bench.load()
+    old_id = bench.start()
+    old = bench.worker.jobs[-1]
+    assert bench.state.again()
+    bench.session.tick()
+    assert old.cancelled and bench.worker.jobs[-1] is not old
+    assert bench.worker.jobs[-1].asked[2].seed is None
+    old.put(Finished(old_id, "cancelled", " late", (1,), Timings()))
+    bench.session.tick()
+    assert bench.state.output.text == ""
+    assert bench.state.running
+
+
+def test_load_and_download_are_cancelled_through_their_jobs(bench: Bench) -> None:
+    bench.state.request_load(LoadConfig(model="tiny"))
+    bench.state.request_download("gpt2")
+    bench.session.tick()
+    load, download = bench.worker.jobs
+    bench.state.cancel_load()
+    bench.state.cancel_download("gpt2")
+    bench.session.tick()
+    assert load.cancelled and download.cancelled
+
+
+def test_the_catalogue_is_read_again_after_a_download(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    monkeypatch.setattr(
+        "app.window.facts.read_models", lambda selected: reads.append(selected) or []
+    )
+    bench.settle()
+    bench.state.request_download("gpt2")
+    bench.session.tick()
+    bench.worker.jobs[-1].put(Downloaded(bench.worker.jobs[-1].id, "gpt2"))
+    bench.settle()
+    assert len(reads) == 2
+
+
+def test_tokens_are_counted_once_the_prompt_rests(bench: Bench) -> None:
+    bench.load()
+    assert bench.state.prompt_tokens == 2
+    bench.state.edit_prompt("one two three")
+    bench.session.tick()
+    assert bench.session.counting  # too soon after the last count
+    bench.now += 1
+    bench.settle()
+    assert bench.state.prompt_tokens == 3 and not bench.session.counting
+
+
+def test_drafts_and_nodes_go_through_the_recorder(bench: Bench) -> None:
+    bench.state.edit_prompt("Unsent")
+    bench.session.tick()
+    bench.session.tick()
+    assert bench.recorder.drafts == ["Unsent"]
+    bench.load()
+    job_id = bench.start()
+    bench.recorder.nodes[job_id] = 12
+    bench.session.tick()
+    assert bench.state.output.node == 12
+
+
+def test_a_folder_that_is_no_model_becomes_a_banner(bench: Bench, tmp_path: Path) -> None:
+    bench.session.open_folder(tmp_path / "nowhere")
+    bench.settle()
+    [banner] = bench.state.banners
+    assert "nowhere" in banner.message
+    assert all(job.asked[0] != "load" for job in bench.worker.jobs)
+
+
+def test_a_good_folder_is_chosen_listed_and_loaded(bench: Bench, tiny_model_dir: Path) -> None:
+    bench.session.open_folder(str(tiny_model_dir))
+    bench.settle()
+    assert bench.worker.jobs[-1].asked == ("load", LoadConfig(model=str(tiny_model_dir)))
+    choice = bench.session.facts.choice(str(tiny_model_dir))
+    assert choice is not None and choice.on_disk
+    assert bench.session.facts.resident_bytes > 0 and bench.session.facts.available_bytes > 0
+
+
+def test_unexpected_errors_are_shown_with_their_detail(bench: Bench) -> None:
+    bench.session.report(ZeroDivisionError("by zero"), "drawing the window")
+    [banner] = bench.state.banners
+    assert "drawing the window" in banner.message and banner.detail == "by zero"
+    bench.load()
+    job_id = bench.start()
+    bench.worker.jobs[-1].put(Failed(job_id, "out of memory; take int8", "OutOfMemoryError"))
+    bench.session.tick()
+    assert bench.state.banners[-1].kind == "OutOfMemoryError"
+
+
+def wait_for(bench: Bench, condition: Callable[[], bool]) -> None:
+    while not condition():
+        assert bench.woken.wait(10)
+        bench.woken.clear()
+        bench.background.poll()
+
+
+def test_past_lists_searches_hides_and_restores(bench: Bench, tmp_path: Path) -> None:
+    store = HistoryStore(tmp_path / "history.sqlite")
+    ids = []
+    for index in range(130):
+        root = store.attach_prompt(f"Prompt {index}:")
+        node = store.add(
+            "generation", f" text {index}", parent=root, model="tiny", precision="int8",
+            seed=index, config={"temperature": 0.5, "gone": 1}, token_ids=[1, 2],
+        )  # fmt: skip
+        store.finish(node, "length", {"total_s": 2.0, "new_tokens": 2, "odd": "x"})
+        ids.append(node)
+    past = Past(store, bench.background, bench.session.report)
+    past.refresh()
+    wait_for(bench, lambda: not past.loading)
+    assert [entry.id for entry in past.entries] == ids[:-101:-1] and past.total == 130
+    assert past.prompts[ids[-1]] == "Prompt 129:"
+    past.more()
+    wait_for(bench, lambda: not past.loading)
+    assert len(past.entries) == 130 and past.complete
+
+    past.search("TEXT 77")
+    wait_for(bench, lambda: not past.loading)
+    assert [entry.text for entry in past.entries] == [" text 77"]
+    past.select(past.entries[0])
+    assert past.selected_output() is None  # the prompt is still being read
+    wait_for(bench, lambda: past.selected_output() is not None)
+    output = past.selected_output()
+    assert output is not None and output.full_text == "Prompt 77: text 77"
+    assert output.config == GenerationConfig(temperature=0.5, seed=77)
+    assert output.timings == Timings(total_s=2.0, new_tokens=2)
+    assert (output.model_name, output.precision, output.reason) == ("tiny", "int8", "length")
+
+    past.hide(past.entries[0])
+    assert past.entries == [] and past.selected is None
+    past.unhide()
+    wait_for(bench, lambda: len(past.entries) == 1)
+    store.close()
+
+
+def test_a_history_that_cannot_be_read_is_reported(bench: Bench, tmp_path: Path) -> None:
+    store = HistoryStore(tmp_path / "history.sqlite")
+    store.close()
+    past = Past(store, bench.background, bench.session.report)
+    past.refresh()
+    wait_for(bench, lambda: not past.loading)
+    assert bench.state.banners[0].kind == "HistoryError"
