@@ -137,6 +137,11 @@ def read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{folder} holds a {shown} model; only GPT-2 models can be loaded")
     if data.get("add_cross_attention"):
         raise CheckpointError(f"{path}: cross attention is not part of a text-only GPT-2")
+    if data.get("tie_word_embeddings") is False:
+        raise CheckpointError(
+            f"{path}: the output head is not the token embedding (tie_word_embeddings is false), "
+            "which GPT-2's is; tie them and save the model again"
+        )
     width = _integer(data, path, "n_embd", 768, 16_384)
     heads = _integer(data, path, "n_head", 12, 1024)
     if width % heads:
@@ -262,8 +267,9 @@ def _header(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
 
     try:
         with path.open("rb") as file:
-            start = file.read(2)
-        if start[:1] == b"\x80" or start == b"PK":
+            start = file.read(9)
+        # A safetensors file may begin with the same byte: its header's length, before a brace.
+        if start[8:] != b"{" and (start[:1] == b"\x80" or start[:2] == b"PK"):
             raise CheckpointError(
                 f"{path} is a pickle under another name and is never opened; save the model as "
                 "safetensors"

@@ -15,7 +15,7 @@ from engine.events import Event, Finished, ModelInfo, Prefill, Started, Timings,
 from engine.philox import fresh_seed
 from engine.sampling import Sampler, unusable_logits
 from engine.slots import SlotPool
-from engine.tokenizer import StreamDecoder, Tokenizer, clean_prompt
+from engine.tokenizer import StreamDecoder, Tokenizer, check_ids, clean_prompt
 
 PREFILL_CHUNK = 256  # tokens run between two chances to cancel
 POLL_S = 0.004  # how often tokens are fetched from a backend that runs many steps by itself
@@ -54,6 +54,7 @@ class Generation:
         """Raises PromptError for a prompt that cannot be continued."""
         self._begun = time.perf_counter() if requested_at is None else requested_at
         encoded = tokenizer.encode(clean_prompt(prompt))
+        check_ids(encoded, model.vocab_size)
         self.prompt_ids = fit_prompt(encoded, model.context, config.max_new_tokens)
         self.token_ids: list[int] = []
         self.reason: str | None = None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.backends.base import Backend, Logits
 from engine.errors import CorpusError
-from engine.tokenizer import Tokenizer
+from engine.tokenizer import Tokenizer, check_ids
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,10 @@ def evaluate(
     nats = divergence = 0.0
     count = token_count = text_bytes = agreeing = 0
     for text in documents:
-        for inputs, targets in windows(tokenizer.encode(text), start, backend.info.context):
+        tokens = tokenizer.encode(text)
+        if tokens:
+            check_ids(tokens, backend.info.vocab_size)
+        for inputs, targets in windows(tokens, start, backend.info.context):
             logs = log_softmax(_score(backend, inputs))  # (T, V)
             nats -= float(logs[np.arange(len(targets)), targets].sum(dtype=np.float64))
             token_count += len(targets)

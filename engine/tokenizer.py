@@ -7,7 +7,7 @@ holds incomplete characters back instead of showing replacement marks.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,13 @@ class Tokenizer:
         self.end_of_text = end_of_text
         if end_of_text is None:
             self.end_of_text = self._inner.token_to_id("<|endoftext|>")
-        self._special = set(self._inner.get_added_tokens_decoder())
+        # Added tokens are written as they are, not in GPT-2's stand-ins for bytes.
+        self._added = {
+            token_id: b"" if token.special else token.content.encode()
+            for token_id, token in self._inner.get_added_tokens_decoder().items()
+        }
         if self.end_of_text is not None:
-            self._special.add(self.end_of_text)
+            self._added[self.end_of_text] = b""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; PromptError where it is not valid Unicode."""
@@ -49,9 +53,9 @@ class Tokenizer:
             ) from error
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes a token stands for; nothing for end-of-text and ids beyond the vocabulary."""
-        if token_id in self._special:
-            return b""
+        """The bytes a token stands for; nothing for special ones and ids beyond the vocabulary."""
+        if token_id in self._added:
+            return self._added[token_id]
         symbol = self._inner.id_to_token(token_id)
         if symbol is None:
             return b""
@@ -102,6 +106,17 @@ def _open(folder: Path) -> Any:
     raise CheckpointError(
         f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt"
     )
+
+
+def check_ids(token_ids: Sequence[int], vocab_size: int) -> None:
+    """PromptError where a model with `vocab_size` embeddings cannot read these ids of a text."""
+    if not token_ids:
+        raise PromptError("the model's tokenizer finds no tokens in the text; type another one")
+    if max(token_ids) >= vocab_size:
+        raise PromptError(
+            f"the text holds token {max(token_ids)}, but the model knows only {vocab_size}: its "
+            "tokenizer does not fit its weights; change the text, or fetch the model again"
+        )
 
 
 def clean_prompt(text: str) -> str:

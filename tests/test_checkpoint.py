@@ -88,6 +88,7 @@ def test_shards_are_read_by_their_index(folder: Path) -> None:
         ({"layer_norm_epsilon": "x"}, "layer_norm_epsilon"),
         ({"scale_attn_weights": 3}, "scale_attn_weights"),
         ({"add_cross_attention": True}, "cross attention"),
+        ({"tie_word_embeddings": False}, "output head"),
         ({"n_embd": 64}, "shape"),
         ({"n_layer": 3}, "lacks"),
         ({"n_embd": 16384, "n_layer": 512}, "no GPT-2 size"),
@@ -126,6 +127,21 @@ def test_pickles_are_never_opened(folder: Path, name: str) -> None:
 def test_a_renamed_pickle_is_recognised(folder: Path, start: bytes) -> None:
     (folder / "model.safetensors").write_bytes(start + b"x" * 100)
     refused(folder, "pickle under another name")
+
+
+def test_a_header_length_that_looks_like_a_pickle_is_none(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for filling in range(0, 300, 8):  # headers are padded to eight bytes
+        save_file(tensors, path, metadata={"filling": "x" * filling})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    else:
+        pytest.fail("no header of such a length was written")
+    assert (
+        dict(Checkpoint(folder).tensors()).keys()
+        == Checkpoint(folder).config.tensor_shapes().keys()
+    )
 
 
 def _truncated(data: bytes) -> bytes:

@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import CheckpointError, PromptError
-from engine.tokenizer import StreamDecoder, Tokenizer, clean_prompt
+from engine.tokenizer import StreamDecoder, Tokenizer, check_ids, clean_prompt
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "gpt2-tokenizer"
 
@@ -54,6 +55,27 @@ def test_random_ids_stream_to_the_same_text(tokenizer: Tokenizer) -> None:
 def test_end_of_text_and_ids_beyond_the_vocabulary_are_silent(tokenizer: Tokenizer) -> None:
     assert tokenizer.end_of_text is not None
     assert tokenizer.decode([tokenizer.end_of_text, 10**6]) == ""
+
+
+def test_added_words_are_written_and_special_tokens_are_not(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    inner = tokenizers.Tokenizer.from_file(str(tiny_model_dir / "tokenizer.json"))
+    inner.add_tokens([tokenizers.AddedToken("<poésie>", normalized=False)])
+    inner.add_special_tokens(["<pad>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    ids = tokenizer.encode("a<poésie>b<pad>c")
+    assert len(ids) == 5
+    assert tokenizer.decode(ids) == "a<poésie>bc"
+
+
+def test_ids_that_the_model_cannot_read_are_refused() -> None:
+    check_ids([0, 299], 300)
+    with pytest.raises(PromptError, match="does not fit its weights"):
+        check_ids([0, 300], 300)
+    with pytest.raises(PromptError, match="no tokens"):
+        check_ids([], 300)
 
 
 def test_vocab_and_merges_alone_suffice(tiny_model_dir: Path, tmp_path: Path) -> None:
