@@ -146,6 +146,7 @@ class Worker:
         self._active: list[tuple[Job, Generation]] = []
         self._held: _Held | None = None
         self._closing = threading.Event()
+        self._gate = threading.Lock()  # no command may slip in behind the last look at the inbox
         self._downloads: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
@@ -185,7 +186,11 @@ class Worker:
         """Fetch a hub model on a thread of its own. Loading ..., then Downloaded, Failed or
         Cancelled."""
         job = self._new_job()
-        self._downloads = [j for j in self._downloads if not j.done] + [job]
+        with self._gate:
+            if self._closing.is_set():
+                job.put(Cancelled(job.id))
+                return job
+            self._downloads = [j for j in self._downloads if not j.done] + [job]
         threading.Thread(
             target=self._download, args=(job, name), name=f"download-{name}", daemon=True
         ).start()
@@ -193,21 +198,25 @@ class Worker:
 
     def close(self, timeout: float = 5.0) -> None:
         """Cancel everything and end the thread; readers get their last event."""
-        self._closing.set()
+        with self._gate:
+            self._closing.set()
         for job in [*self._downloads, *(j for j, _ in self._active)]:
             job.cancel()
         self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout)
+        elif self._thread.ident is None:  # never started, so it will answer nobody
+            self._end()
 
     def _new_job(self) -> Job:
         return Job(next(self._ids))
 
     def _submit(self, command: _Command) -> Job:
-        if self._closing.is_set():
-            command.job.put(Cancelled(command.job.id))
-        else:
-            self._inbox.put(command)
+        with self._gate:
+            if self._closing.is_set():
+                command.job.put(Cancelled(command.job.id))
+            else:
+                self._inbox.put(command)
         return command.job
 
     # Called from the worker's thread (`_publish` also from a download's).
@@ -221,7 +230,10 @@ class Worker:
                     log.exception("an observer failed on %r", event)
             job.put(event)
         if self._wake:
-            self._wake()
+            try:
+                self._wake()
+            except Exception:
+                log.exception("the reader could not be woken")
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -232,6 +244,10 @@ class Worker:
                     self._step()
             except Exception as error:  # a fault of ours must not leave readers waiting
                 self._fail_all(error)
+        self._end()
+
+    def _end(self) -> None:
+        """Answer whoever still waits and give the model back."""
         self._take_commands(wait=False)
         for job, generation in self._active:
             self._publish(job, generation.finish("cancelled"))
@@ -240,15 +256,20 @@ class Worker:
         self._active, self._pending = [], deque()
         if self._held:
             held, self._held = self._held, None
-            held.backend.shutdown()
+            _shut_down(held)
 
     def _fail_all(self, error: Exception) -> None:
         """Answer every text under way; the caches are in an unknown state, so all are closed."""
         active, self._active = self._active, []
         for job, _ in active:
-            self._publish(job, _failure(job, error, "writing"))
-        if self._held:
-            self._held.pool.reset()
+            if not job.done:
+                self._publish(job, _failure(job, error, "writing"))
+        if held := self._held:
+            try:
+                held.pool.reset()
+            except Exception:
+                log.exception("the caches could not be closed")
+                held.pool = SlotPool(held.backend)
 
     def _take_commands(self, wait: bool) -> None:
         while True:
@@ -297,7 +318,7 @@ class Worker:
         else:
             before, self._held = self._held, held
             if before:
-                before.backend.shutdown()
+                _shut_down(before)
             self._publish(job, Loaded(job.id, held.backend.info))
 
     def _read_model(
@@ -376,16 +397,16 @@ class Worker:
                 self._one_step(held.backend, going)
         except Exception as error:
             # Every cache that was named to the backend has an undefined content now.
-            self._active = []
             for job, generation in going:
                 held.pool.discard(generation.slot)
+                self._active.remove((job, generation))
                 if not job.done:
                     self._publish(job, _failure(job, error, "running the model"))
             return
         for entry in going:
             if entry[1].done:
-                self._active.remove(entry)
                 held.pool.release(entry[1].slot, entry[1].held)
+                self._active.remove(entry)
 
     def _one_step(self, backend: Backend, going: list[tuple[Job, Generation]]) -> None:
         rows = step(backend, [generation for _, generation in going])
@@ -430,6 +451,13 @@ class Worker:
             self._publish(job, Downloaded(job.id, name))
 
 
+def _shut_down(held: _Held) -> None:
+    try:
+        held.backend.shutdown()
+    except Exception:  # the model is given up either way, and somebody may wait for an answer
+        log.exception("%s could not be shut down", held.backend.info.name)
+
+
 def _failure(job: Job, error: Exception, doing: str) -> Failed:
     """The message for an error; what is not an EngineError is a fault of ours and is logged."""
     if isinstance(error, EngineError):
@@ -442,9 +470,10 @@ def _failure(job: Job, error: Exception, doing: str) -> Failed:
             "OutOfMemoryError",
         )
     log.error("unexpected error while %s", doing, exc_info=error)
+    what = " ".join(str(error).split())[:200]
     return Failed(
         job.id,
-        f"unexpected {type(error).__name__} while {doing}: {error}; the log has the details",
+        f"unexpected {type(error).__name__} while {doing}: {what}; the log has the details",
         BackendError.__name__,
         "".join(traceback.format_exception(error)),
     )

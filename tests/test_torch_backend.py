@@ -177,6 +177,24 @@ def test_weights_that_are_no_numbers_are_named(make_model_dir: Any, bad: float) 
         load(folder)
 
 
+def test_a_failed_load_leaves_the_threads_of_the_model_before(make_model_dir: Any) -> None:
+    folder = make_model_dir()
+    load(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.ln_f.bias"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError):
+        load_backend(
+            folder,
+            name="tiny",
+            backend="torch",
+            precision="fp32",
+            threads=2,
+            progress=lambda stage, fraction: None,
+        )
+    assert torch.get_num_threads() == 1
+
+
 def test_half_precision_checkpoints_load_in_fp32(make_model_dir: Any) -> None:
     folder = make_model_dir()
     path = folder / "model.safetensors"

@@ -247,6 +247,71 @@ def test_a_pass_that_raises_fails_its_jobs_and_closes_their_slots(
     assert isinstance(worker.generate("a", GREEDY).result(10), Finished)
 
 
+def boom() -> None:
+    raise RuntimeError("boom\nsecond line")
+
+
+def test_an_unexpected_error_is_one_line(worker: Worker, hold: Hold) -> None:
+    hold(ScriptedBackend(before_pass=boom))
+    end = worker.generate("a", GREEDY).result(10)
+    assert isinstance(end, Failed)
+    assert "boom second line" in end.message
+    assert "\n" in end.detail
+
+
+def test_a_prompt_beyond_the_models_vocabulary_is_refused(worker: Worker, hold: Hold) -> None:
+    small = ScriptedBackend(info=replace(model_info(), vocab_size=70))
+    hold(small)
+    end = worker.generate("zz", GREEDY).result(10)
+    assert isinstance(end, Failed)
+    assert "does not fit its weights" in end.message
+    assert small.passes == 0
+
+
+def test_a_model_that_cannot_be_shut_down_is_replaced(
+    worker: Worker, hold: Hold, tiny_model_dir: Path
+) -> None:
+    class Stuck(ScriptedBackend):
+        def shutdown(self) -> None:
+            boom()
+
+    hold(Stuck())
+    assert isinstance(load(worker, tiny_model_dir), Loaded)
+
+
+def test_caches_that_cannot_be_closed_leave_nobody_waiting(worker: Worker, hold: Hold) -> None:
+    class Stuck(ScriptedBackend):
+        def close(self, slot: int) -> None:
+            boom()
+
+    backend = Stuck(before_pass=boom)
+    hold(backend)
+    for job in [worker.generate("a", GREEDY) for _ in range(3)]:
+        assert isinstance(job.result(10), Failed)
+    backend.before_pass = lambda: None
+    assert isinstance(worker.generate("a", GREEDY).result(10), Finished)
+
+
+def test_a_reader_that_cannot_be_woken_harms_nobody(tiny_model_dir: Path) -> None:
+    worker = Worker(wake=boom)
+    backend = ScriptedBackend()
+    worker._held = _Held(backend, Tokenizer(tiny_model_dir), SlotPool(backend))
+    worker.start()
+    try:
+        for job in [worker.generate("a", GREEDY) for _ in range(3)]:
+            assert isinstance(job.result(10), Finished)
+    finally:
+        worker.close()
+
+
+def test_closing_a_worker_that_never_ran_answers_too() -> None:
+    worker = Worker()
+    job = worker.generate("a", GREEDY)
+    worker.close()
+    assert isinstance(job.result(10), Cancelled)
+    assert isinstance(worker.download("gpt2").result(10), Cancelled)
+
+
 def test_a_bad_prompt_is_one_message(worker: Worker, hold: Hold) -> None:
     hold(ScriptedBackend())
     for prompt in ("", "\0", "\ud800"):
