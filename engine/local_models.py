@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from engine import paths
+from engine import atomic, paths
 from engine.checkpoint import ModelConfig, read_config, weight_files
 from engine.errors import EngineError, ModelNotFoundError, StorageError
 
@@ -85,7 +85,7 @@ def _sound(folders: list[Path]) -> list[tuple[Path, ModelConfig]]:
 def _read_list() -> list[Path]:
     path = paths.config_dir() / _LIST_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(atomic.read_text(path))
         names = data["folders"]
         return [Path(name) for name in names if isinstance(name, str) and "\0" not in name]
     except FileNotFoundError:
@@ -96,23 +96,10 @@ def _read_list() -> list[Path]:
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError):
         # Set aside rather than overwritten: a person may still read paths out of it.
-        os.replace(path, path.with_suffix(".json.corrupt"))
+        atomic.set_aside(path)
         return []
 
 
 def _write_list(folders: list[Path]) -> None:
-    path = paths.config_dir() / _LIST_FILE
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        text = json.dumps({"folders": [str(folder) for folder in folders]}, indent=1)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}; free some space or check its "
-            "permissions"
-        ) from error
+    names = [str(folder) for folder in folders]
+    atomic.write_json(paths.config_dir() / _LIST_FILE, {"folders": names})

@@ -210,7 +210,8 @@ def test_corrupt_list_is_set_aside(tmp_path: Path, content: str) -> None:
     path = paths.config_dir() / "models.json"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     assert len(names()) == 6
-    assert path.with_suffix(".json.corrupt").exists()
+    (aside,) = path.parent.glob("models.json.corrupt-*")  # where diagnostics looks for them
+    assert aside.read_bytes() == content.encode("utf-8", "surrogateescape")
     catalog.remember(write_model(tmp_path / "mine"))
     assert len(names()) == 7
 
@@ -223,7 +224,7 @@ def test_list_is_written_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot write"):
         catalog.remember(write_model(tmp_path / "second"))
     assert [path.name for path in paths.config_dir().iterdir()] == ["models.json"]
     assert (paths.config_dir() / "models.json").read_bytes() == before
