@@ -32,12 +32,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from engine.atomic import write_json
 from engine.corpus import read_documents
 from engine.errors import CorpusError, EngineError
 
 END_OF_TEXT = "<|endoftext|>"
 STATE_FILE = "training_state.safetensors"
-PROGRESS_FILE = "training_progress.json"
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,8 @@ def prepare(corpus: Path, valid: Path, work: Path, recipe: Recipe, tokenizer: Pa
         train_tokenizer(train_documents, recipe.vocab_size, tokenizer_dir)
     train_bytes = write_tokens(train_documents, tokenizer_dir, work / "train.bin", recipe.seed)
     valid_bytes = write_tokens(valid_documents, tokenizer_dir, work / "valid.bin", recipe.seed)
-    (work / "data.json").write_text(
-        json.dumps({"train_bytes": train_bytes, "valid_bytes": valid_bytes}), encoding="utf-8"
-    )
+    # Written last and at once: its presence says that the streams are complete.
+    write_json(work / "data.json", {"train_bytes": train_bytes, "valid_bytes": valid_bytes})
 
 
 def build_model(recipe: Recipe, vocab_size: int, init_from: Path | None) -> GPT2LMHeadModel:
