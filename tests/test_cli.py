@@ -322,7 +322,10 @@ def test_without_display_and_terminal_one_text_is_written(tiny_model_dir: Path) 
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_keeps_the_partial_text(make_model_dir: Any) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_keep_the_partial_text(
+    sent: signal.Signals, make_model_dir: Any
+) -> None:
     folder = make_model_dir(context=20_000, layers=8, width=64)
     process = subprocess.Popen(
         [
@@ -341,7 +344,7 @@ def test_ctrl_c_keeps_the_partial_text(make_model_dir: Any) -> None:
             while not any(n.text for n in store.recent() if n.kind == "generation"):
                 assert time.monotonic() < deadline, "no text appeared in the history"
                 time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
