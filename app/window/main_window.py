@@ -19,12 +19,12 @@ from app.window import fonts, inputs, shortcuts, signals, widgets
 from app.window.background import Background
 from app.window.panels import (
     appearance,
-    banners,
     decoding,
     help,
     performance,
     status_bar,
 )
+from app.window.panels.banners import BannerPanel
 from app.window.panels.diagnostics import DiagnosticsDialog
 from app.window.panels.export_dialog import ExportDialog
 from app.window.panels.history import HistoryPanel
@@ -63,6 +63,7 @@ class MainWindow:
         self._prompt = PromptPanel(ui)
         self._output = OutputPanel()
         self._history = HistoryPanel()
+        self._banners = BannerPanel()
         self._export = ExportDialog()
         self._diagnostics = DiagnosticsDialog()
         self._sections = {"Model": True, "Decoding": True, "Performance": True, "Appearance": False}
@@ -137,7 +138,7 @@ class MainWindow:
         chosen = widgets.tabs(TABS, ui.tab)
         self._corner(width, top)
         ui.tab = chosen
-        banners.draw(ui)
+        self._banners.draw(ui, width, height)
         rest = height - (imgui.get_cursor_pos_y() - top)
         if ui.tab == "History":
             self._history.draw(ui, width, rest)
