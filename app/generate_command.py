@@ -17,6 +17,7 @@ from engine.tokenizer import clean_prompt
 from engine.worker import Worker
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def generate_command(
@@ -32,14 +33,15 @@ def generate_command(
         model = load_model(worker, load)
         if many:
             return _json_lines(worker, model, prompts, generation)
-        results = []
-        for prompt in prompts:
-            result = write(worker, model, prompt, generation, quiet=args.json)
-            results.append(result)
-            if result["finish_reason"] == "cancelled":
-                break
-    if args.json:
-        print(json.dumps(results[0] if len(prompts) == 1 else {"results": results}))
+        results: list[dict[str, Any]] = []
+        try:
+            for prompt in prompts:
+                results.append(write(worker, model, prompt, generation, quiet=args.json))
+                if results[-1]["finish_reason"] == "cancelled":
+                    break
+        finally:  # what was written before a failure is printed too
+            if args.json and results:
+                print(json.dumps(results[0] if len(prompts) == 1 else {"results": results}))
     return 130 if results[-1]["finish_reason"] == "cancelled" else 0
 
 
@@ -67,6 +69,11 @@ def _decoded(raw: bytes, where: str) -> str:
         raise PromptError(f"{where} is not UTF-8 text (byte {error.start})") from error
 
 
+def _harmless(text: str) -> str:
+    """Without the control characters that a terminal would obey."""
+    return _CONTROL.sub("", text)
+
+
 def write(
     worker: Worker, model: ModelInfo, prompt: str, config: GenerationConfig, quiet: bool
 ) -> dict[str, Any]:
@@ -86,9 +93,9 @@ def write(
                         file=sys.stderr,
                     )
                 if not quiet:
-                    out.write(f"{_DIM}{prompt}{_RESET}" if terminal else prompt)
+                    out.write(f"{_DIM}{_harmless(prompt)}{_RESET}" if terminal else prompt)
             elif isinstance(event, Token) and not quiet:
-                out.write(event.text)
+                out.write(_harmless(event.text) if terminal else event.text)
                 out.flush()
     end = job.result()
     if isinstance(end, Cancelled):

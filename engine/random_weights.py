@@ -24,11 +24,14 @@ def random_model_folder(name: str, shape: ModelConfig, seed: int = 0) -> Path:
     folder = paths.cache_dir() / "random-weights" / f"{name}-{seed}"
     if not folder.exists():
         temporary = folder.with_name(folder.name + f".tmp{os.getpid()}")
-        write_random_model(temporary, shape, paths.verse_dir(), seed)
         try:
+            write_random_model(temporary, shape, paths.verse_dir(), seed)
             os.replace(temporary, folder)
-        except OSError:  # somebody else was faster
-            shutil.rmtree(temporary)
+        except OSError:
+            if not folder.exists():  # else somebody else was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

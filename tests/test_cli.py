@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from app.cli import run
+from app.console import CommandFailed
 from engine.config import GenerationConfig, LoadConfig
 from engine.history import open_history
 from engine.tokenizer import Tokenizer
@@ -89,6 +90,39 @@ def test_several_prompts_give_a_list_of_results(
     assert generate(*model, *args) == 0
     results = json.loads(capsys.readouterr().out)["results"]
     assert [r["prompt"] for r in results] == ["on", "sea"]
+
+
+def test_what_was_written_before_a_failure_is_printed(
+    model: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from app import generate_command
+
+    write, count = generate_command.write, 0
+
+    def fail_second(*args: Any, **kw: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise CommandFailed("no more")
+        return write(*args, **kw)
+
+    monkeypatch.setattr(generate_command, "write", fail_second)
+    assert generate(*model, "--prompt", "on", "--prompt", "sea", "--json") == 1
+    captured = capsys.readouterr()
+    (result,) = json.loads(captured.out)["results"]
+    assert result["prompt"] == "on"
+    assert one_error_line(captured.err) == "error: no more"
+
+
+def test_a_terminal_is_not_given_control_characters(
+    model: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    prompt = "The \x1b]0;title\x07sun\n\tsets\x9b2J"
+    assert generate(*model, "--prompt", prompt, "--max-new-tokens", "1") == 0
+    shown = capsys.readouterr().out
+    assert "The ]0;titlesun\n\tsets2J" in shown
+    assert "\x07" not in shown and "\x9b" not in shown
 
 
 def test_a_file_of_prompts_gives_json_lines(
@@ -166,7 +200,7 @@ def test_a_prompt_beyond_the_context_is_cut_and_it_is_said(
 def test_decoding_methods(
     model: list[str], option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["--prompt", "on", "--decoding", option, "--json"]
+    args = ["--prompt", "on", "--decoding", option, "--json", "--seed", "7"]
     assert generate(*model, *args) == 0
     assert len(json.loads(capsys.readouterr().out)["token_ids"]) == 25
 

@@ -63,20 +63,24 @@ def test_end_of_text_ends_the_text(tokenizer: Tokenizer) -> None:
     assert end.text == tokenizer.decode([65, 66])
 
 
-@pytest.mark.parametrize("length", [62, 63, 64, 65, 200])
-def test_prompts_around_the_context(tokenizer: Tokenizer, length: int) -> None:
+@pytest.mark.parametrize(
+    ("context", "length"),
+    [*((64, n) for n in (62, 63, 64, 65, 200)), *((1024, n) for n in (1023, 1024, 1025))],
+)
+def test_prompts_around_the_context(tokenizer: Tokenizer, context: int, length: int) -> None:
     """At least one token is always written, and what is dropped is said."""
     prompt = "z" * length  # "z" is a token of its own in the tiny vocabulary
     assert len(tokenizer.encode(prompt)) == length
-    events = run(ScriptedBackend(), tokenizer, prompt, GREEDY)
+    backend = ScriptedBackend(info=model_info(context=context))
+    events = run(backend, tokenizer, prompt, GREEDY)
     started, end = events[0], events[-1]
     assert started.prompt_tokens + started.dropped_tokens == length
-    if length < 64:
+    if length < context:
         assert started.dropped_tokens == 0
         assert end.reason == "context"
-        assert started.prompt_tokens + end.timings.new_tokens == 64
+        assert started.prompt_tokens + end.timings.new_tokens == context
     else:
-        assert started.prompt_tokens == 64 - GREEDY.max_new_tokens
+        assert started.prompt_tokens == context - GREEDY.max_new_tokens
         assert end.reason == "length"
 
 

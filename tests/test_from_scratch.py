@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.checkpoint import Checkpoint
-from engine.errors import CorpusError
+from engine.errors import CorpusError, EngineError
 from engine.tokenizer import Tokenizer
 from engine.training import from_scratch
 from engine.training.from_scratch import STATE_FILE, Recipe, train
@@ -119,3 +119,41 @@ def test_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
     assert factors[10:500] == [1.0] * 490
     assert factors[750] == pytest.approx(0.5)
     assert factors[999] == pytest.approx(1 / 500)
+
+
+def test_a_run_is_not_continued_with_another_shape(
+    texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    train(*texts, out, RECIPE, compile_model=False)
+    other = Recipe(**{**vars(RECIPE), "width": 32})
+    with pytest.raises(EngineError, match="begun with width 16, not 32"):
+        train(*texts, out, other, compile_model=False)
+    longer = Recipe(**{**vars(RECIPE), "tokens": RECIPE.tokens + 64})
+    train(*texts, out, longer, compile_model=False)
+
+
+@pytest.mark.parametrize("size", [10, 70_000])
+def test_vocabularies_that_cannot_be_are_refused(
+    texts: tuple[Path, Path], tmp_path: Path, size: int
+) -> None:
+    with pytest.raises(EngineError, match="257 to 65,536"):
+        train(*texts, tmp_path / "out", Recipe(**{**vars(RECIPE), "vocab_size": size}))
+
+
+def test_a_failed_export_leaves_the_folder_before(
+    texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    train(*texts, out, RECIPE, compile_model=False)
+    before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+
+    def full(*args: object, **kw: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(from_scratch.json, "dumps", full)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    with pytest.raises(OSError, match="No space"):
+        from_scratch.export(model, out / "work" / "tokenizer", out)
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+    assert not list(out.glob(".export-*"))

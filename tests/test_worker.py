@@ -148,6 +148,20 @@ def test_a_failed_load_leaves_the_model_in_place(
     assert after.token_ids == before.token_ids
 
 
+def test_memory_that_runs_out_while_loading_leaves_the_model_in_place(
+    worker: Worker, hold: Hold, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kw: Any) -> Any:
+        raise MemoryError
+
+    hold(ScriptedBackend())
+    monkeypatch.setattr("engine.backends.torch_backend._read_weights", full)
+    end = load(worker, tiny_model_dir)
+    assert isinstance(end, Failed)
+    assert "out of memory" in end.message
+    assert isinstance(worker.generate("a", GREEDY).result(10), Finished)
+
+
 def test_too_little_memory_beside_the_loaded_model_names_a_way_out(
     worker: Worker, hold: Hold, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

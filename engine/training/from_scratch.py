@@ -19,6 +19,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -259,10 +260,19 @@ def load_state(work: Path, model: GPT2LMHeadModel, optimizers: list[torch.optim.
 
 
 def export(model: GPT2LMHeadModel, tokenizer_dir: Path, out: Path) -> None:
-    """Write a Hugging Face folder: fp16 safetensors, config, tokenizer."""
+    """Write a Hugging Face folder: fp16 safetensors, config, tokenizer.
+
+    Each file is written aside and renamed, so that what was there stays loadable meanwhile.
+    """
+    with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as aside:
+        _write_folder(model, tokenizer_dir, Path(aside))
+        for path in sorted(Path(aside).iterdir()):
+            os.replace(path, out / path.name)
+
+
+def _write_folder(model: GPT2LMHeadModel, tokenizer_dir: Path, out: Path) -> None:
     from tokenizers import AddedToken, ByteLevelBPETokenizer
 
-    out.mkdir(parents=True, exist_ok=True)
     half = GPT2LMHeadModel(model.config)
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(out)
@@ -286,6 +296,21 @@ def export(model: GPT2LMHeadModel, tokenizer_dir: Path, out: Path) -> None:
         + "\n",
         encoding="utf-8",
     )
+
+
+def check_recipe(work: Path, recipe: Recipe) -> None:
+    """Note the recipe; EngineError where the run in `work` was begun with another shape."""
+    path = work / "recipe.json"
+    now = dataclasses.asdict(recipe)
+    if (work / STATE_FILE).exists() and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("layers", "width", "heads", "context", "vocab_size"):
+            if before.get(name) != now[name]:
+                raise EngineError(
+                    f"the run in {work} was begun with {name} {before.get(name)}, not {now[name]}; "
+                    "go on with that, or choose another --out"
+                )
+    write_json(path, now)
 
 
 def compiled_loss(
@@ -316,10 +341,12 @@ def train(
     The figure printed on the way is over random windows of the held-out text; the comparable one
     is `python main.py quality`.
     """
+    if not 257 <= recipe.vocab_size <= 65_536:
+        raise EngineError("the vocabulary must have 257 to 65,536 entries")
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     prepare(corpus, valid, work, recipe, init_from)
-    (work / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
+    check_recipe(work, recipe)
     vocab = json.loads((work / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
     train_tokens = TokenStream(work / "train.bin", vocab[END_OF_TEXT])
     valid_tokens = TokenStream(work / "valid.bin", vocab[END_OF_TEXT])
