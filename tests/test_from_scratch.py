@@ -146,13 +146,13 @@ def test_a_failed_export_leaves_the_folder_before(
 ) -> None:
     out = tmp_path / "out"
     train(*texts, out, RECIPE, compile_model=False)
+    model = AutoModelForCausalLM.from_pretrained(out)
     before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
 
     def full(*args: object, **kw: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(from_scratch.json, "dumps", full)
-    model = AutoModelForCausalLM.from_pretrained(out)
     with pytest.raises(OSError, match="No space"):
         from_scratch.export(model, out / "work" / "tokenizer", out)
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
