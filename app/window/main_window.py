@@ -136,6 +136,7 @@ class MainWindow:
         ui = self.ui
         top = imgui.get_cursor_pos_y()
         chosen = widgets.tabs(TABS, ui.tab)
+        ui.mark(f"tab.{TABS[-1]}")
         self._corner(width, top)
         ui.tab = chosen
         self._banners.draw(ui, width, height)

@@ -54,6 +54,8 @@ def collect(ui: Ui, size: tuple[int, int]) -> dict[str, Any]:
         "generation": state.generation.value,
         "model": model.name if model else None,
         "precision": model.precision if model else None,
+        "selected_model": state.selection.model,
+        "selected_precision": state.selection.precision,
         "prompt": state.prompt,
         "prompt_tokens": state.prompt_tokens,
         "output": state.output.full_text,
