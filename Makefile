@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check clean
+.PHONY: help run test test-slow check peers clean
 
 help: ## list the targets
 	@awk -F ': ## ' '/^[a-z-]+: ## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ check: ## lint (ruff) and type-check (mypy)
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 
-clean: ## remove caches and build products (not .venv)
+peers: ## install the engines that testing/peer_comparison.py compares with (needs g++)
+	@scripts/setup.sh run
+	@scripts/setup_peers.sh
+
+clean: ## remove caches and build products (not .venv, .venv-peers)
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	@find . \( -path ./.venv -o -path ./.venv-peers \) -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,151 @@
+"""Arithmetic on the measurements, and the table drawn from it. Runs nothing."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.checkpoint import ModelConfig
+from testing.peers import reference
+from testing.peers.catalog import OURS, PEERS, Entrant
+from testing.peers.protocol import RunResult
+from testing.peers.works import Work
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entrant at one work on one model. Rates are medians over the runs."""
+
+    model: str
+    work: str
+    engine: str
+    variant: str
+    family: str
+    arithmetic: str
+    runs: int
+    tokens_per_s: float
+    lowest_tokens_per_s: float
+    highest_tokens_per_s: float
+    decode_tokens_per_s: float | None  # all sequences together, prefill left out
+    first_token_s: float
+    gb_per_s: float | None  # weights read while decoding
+    roofline_fraction: float | None
+    ours_over_it: float | None  # median over the rounds of our rate over its rate
+    expected_tokens_per_s: float | None = None  # set where it is suspiciously slow
+
+    @property
+    def key(self) -> str:
+        return f"{self.engine} {self.variant}"
+
+
+def median_ratio(ours: Sequence[float], its: Sequence[float]) -> float:
+    """Median of the ratios round by round, which drift of the machine leaves alone."""
+    return statistics.median(a / b for a, b in zip(ours, its, strict=True))
+
+
+def row(
+    model: str,
+    shape: ModelConfig,
+    work: Work,
+    entrant: Entrant,
+    results: Sequence[RunResult],
+    ours: Sequence[RunResult] | None,
+    bandwidth_gb_s: float | None,
+) -> Row:
+    """Sum up an entrant's runs; `ours` are our runs of the same rounds."""
+    rates = [work.tokens_per_s(r) for r in results]
+    passes = [p for r in results if (p := work.passes_per_s(r)) is not None]
+    pass_rate = statistics.median(passes) if passes else None
+    gb_per_s = None if pass_rate is None else pass_rate * entrant.bytes_per_pass(shape) / 1e9
+    return Row(
+        model=model,
+        work=work.name,
+        engine=entrant.engine,
+        variant=entrant.variant,
+        family=entrant.family,
+        arithmetic=entrant.arithmetic,
+        runs=len(rates),
+        tokens_per_s=statistics.median(rates),
+        lowest_tokens_per_s=min(rates),
+        highest_tokens_per_s=max(rates),
+        decode_tokens_per_s=None if pass_rate is None else pass_rate * work.sequences,
+        first_token_s=statistics.median(r.first_token_s for r in results),
+        gb_per_s=gb_per_s,
+        roofline_fraction=gb_per_s / bandwidth_gb_s if gb_per_s and bandwidth_gb_s else None,
+        ours_over_it=median_ratio([work.tokens_per_s(r) for r in ours], rates) if ours else None,
+    )
+
+
+def flagged(rows: Sequence[Row], bandwidth_gb_s: float | None) -> list[Row]:
+    """The rows of one model and work, those far below their reference figure marked."""
+    if not rows:
+        return []
+    measured = {r.key: r.tokens_per_s for r in rows if r.engine != OURS}
+    slow = reference.suspicious(rows[0].model, rows[0].work, measured, bandwidth_gb_s)
+    return [Row(**{**asdict(r), "expected_tokens_per_s": slow.get(r.key)}) for r in rows]
+
+
+def best_peers(rows: Sequence[Row]) -> dict[str, Row]:
+    """The fastest peer of each family among the rows of one model and work."""
+    best: dict[str, Row] = {}
+    for r in rows:
+        if r.engine != OURS and (
+            r.family not in best or r.tokens_per_s > best[r.family].tokens_per_s
+        ):
+            best[r.family] = r
+    return best
+
+
+def cells(r: Row, best: Mapping[str, Row]) -> list[str]:
+    """A row of the table as text."""
+    note = ""
+    if r.expected_tokens_per_s is not None:
+        note = (
+            f"suspiciously slow ({r.expected_tokens_per_s:,.0f} expected): find out why "
+            "before comparing"
+        )
+    elif best.get(r.family) is r:
+        note = "best peer"
+    spread = f"{r.lowest_tokens_per_s:,.0f} to {r.highest_tokens_per_s:,.0f}"
+    return [
+        PEERS[r.engine].title,
+        r.variant,
+        r.arithmetic,
+        f"{r.tokens_per_s:,.1f}",
+        spread if r.runs > 1 else "",
+        "" if r.decode_tokens_per_s is None else f"{r.decode_tokens_per_s:,.1f}",
+        f"{r.first_token_s * 1000:,.1f}",
+        "" if r.engine == OURS or r.ours_over_it is None else f"{r.ours_over_it:.2f} x",
+        "" if r.gb_per_s is None else f"{r.gb_per_s:.1f}",
+        "" if r.roofline_fraction is None else f"{r.roofline_fraction:.0%}",
+        note,
+    ]
+
+
+def table(title: str, rows: Sequence[Row]) -> Table:
+    """The rows of one model and work, families apart."""
+    from rich.table import Table
+
+    drawn = Table(title=title)
+    for heading in ("engine", "precision", "weights x activations"):
+        drawn.add_column(heading, no_wrap=heading == "engine")
+    for heading in (
+        *("tokens/s", "spread", "decode only tokens/s", "first token ms", "ours is"),
+        *("weights GB/s", "of roofline"),
+    ):
+        drawn.add_column(heading, justify="right")
+    drawn.add_column("")
+    best = best_peers(rows)
+    for i, r in enumerate(rows):
+        last = i + 1 == len(rows) or rows[i + 1].family != r.family
+        drawn.add_row(*cells(r, best), end_section=last)
+    return drawn
+
+
+def as_record(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [asdict(r) for r in rows]
