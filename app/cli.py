@@ -148,6 +148,28 @@ def build_parser() -> argparse.ArgumentParser:
     quality.add_argument("--json", action="store_true", help="print one JSON object")
     add_options(quality, LoadConfig)
 
+    bench = add("bench", "measure the speed of a model on this machine")
+    bench.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="random weights of the model's true shape: speed without a download",
+    )
+    for name, default, what in (
+        ("prompt-tokens", 32, "tokens of each prompt"),
+        ("new-tokens", 128, "tokens to write for each"),
+        ("batch", 1, "sequences at once"),
+        ("repeats", 5, "counted runs; medians are shown"),
+        ("warmup", 1, "runs before those"),
+    ):
+        bench.add_argument(
+            f"--{name}",
+            type=_natural_number,
+            default=default,
+            help=f"{what} (default: {default})",
+        )
+    bench.add_argument("--json", action="store_true", help="print one JSON object only")
+    add_options(bench, LoadConfig)
+
     diagnostics = add("diagnostics", "show versions, hardware, folders and the last errors")
     diagnostics.add_argument("--json", action="store_true", help="as JSON")
     return parser
@@ -212,6 +234,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         from app.quality_command import quality_command
 
         return quality_command(args, LoadConfig.from_mapping(chosen(args, LoadConfig)))
+    if args.command == "bench":
+        from app.bench_command import bench_command
+
+        return bench_command(args, LoadConfig.from_mapping(chosen(args, LoadConfig)))
     from app import diagnostics
 
     if args.json:

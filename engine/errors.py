@@ -39,6 +39,10 @@ class CorpusError(EngineError):
     """A text file to train on or to measure with is missing, empty or not text."""
 
 
+class MeasurementError(EngineError):
+    """A benchmark's result cannot be right."""
+
+
 class HistoryError(EngineError):
     """The history database cannot be opened or written."""
 

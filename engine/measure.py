@@ -19,7 +19,7 @@ from engine import __version__, machine, memory
 from engine.backends.base import Backend
 from engine.backends.fast_path import DecodeRequest, ManySteps
 from engine.config import GenerationConfig
-from engine.errors import ConfigError
+from engine.errors import ConfigError, MeasurementError
 
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "transformers")
 _GREEDY = GenerationConfig(decoding="greedy")
@@ -29,9 +29,9 @@ _GREEDY = GenerationConfig(decoding="greedy")
 class Work:
     """`batch` prompts of `prompt_tokens` each, continued greedily by `new_tokens` each."""
 
-    prompt_tokens: int = 32
-    new_tokens: int = 128
-    batch: int = 1
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
 
     def check(self, context: int) -> None:
         """ConfigError where the work cannot be done."""
@@ -92,14 +92,9 @@ def measure(
     *,
     repeats: int = 5,
     warmup: int = 1,
-    bandwidth: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """The record of a benchmark, JSON-ready: rates in tokens and GB (1e9 bytes) per second.
-
-    `bandwidth` is the machine's streaming-read bandwidth in bytes per second, for
-    `roofline_fraction`: the share of the rate that reading the weights once a step would allow.
-    """
+    """The record of a benchmark, JSON-ready: rates in tokens and GB (1e9 bytes) per second."""
     work.check(backend.info.context)
     rng = np.random.default_rng(0)
     runs: list[Run] = []
@@ -132,13 +127,26 @@ def measure(
         "weight_bytes": info.weight_bytes,
         "read_bytes_per_step": info.read_bytes,
         "gb_per_s": bytes_per_s / 1e9,
-        "bandwidth_gb_per_s": bandwidth / 1e9 if bandwidth else None,
-        "roofline_fraction": bytes_per_s / bandwidth if bandwidth else None,
         "load_s": info.load_s,
         "rss_mb": memory.resident_bytes() / 1e6,
         "peak_rss_mb": memory.peak_resident_bytes() / 1e6,
         "environment": environment(),
     }
+
+
+def add_roofline(record: dict[str, Any], bandwidth: float) -> None:
+    """Add the ceiling: `bandwidth` is the machine's streaming reads in bytes per second.
+
+    `roofline_fraction` is the share of the rate that reading the weights once a step would allow.
+    Raises MeasurementError where it is above 1, because then the gauge is wrong.
+    """
+    record["bandwidth_gb_per_s"] = bandwidth / 1e9
+    record["roofline_fraction"] = record["gb_per_s"] * 1e9 / bandwidth
+    if record["roofline_fraction"] > 1.0:
+        raise MeasurementError(
+            f"decoding read {record['gb_per_s']:.1f} GB/s, more than the "
+            f"{bandwidth / 1e9:.1f} GB/s measured as the memory's bandwidth; the machine was busy: measure again"
+        )
 
 
 def environment() -> dict[str, Any]:

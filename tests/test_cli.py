@@ -309,6 +309,29 @@ def test_quality_says_before_loading_that_memory_is_short(
     assert "not enough memory" in one_error_line(capsys.readouterr().err)
 
 
+def test_bench_ends_with_one_json_object(
+    model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = ["--prompt-tokens", "5", "--new-tokens", "6", "--batch", "2", "--repeats", "1"]
+    assert run(["bench", *model, *work]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    assert any("roofline" in line for line in table)
+    found = json.loads(last)
+    assert (found["prompt_tokens"], found["new_tokens"], found["batch"]) == (5, 6, 2)
+    assert set(found) >= {
+        *("tokens_per_s", "decode_tokens_per_s", "ttft_s", "prefill_tokens_per_s", "gb_per_s"),
+        *("roofline_fraction", "rss_mb", "peak_rss_mb", "path", "environment"),
+    }
+    assert 0 < found["roofline_fraction"] <= 1
+
+
+def test_bench_refuses_work_that_does_not_fit(
+    model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", *model, "--new-tokens", "60"]) == 1
+    assert "do not fit" in one_error_line(capsys.readouterr().err)
+
+
 def test_every_option_is_on_the_command_line_with_its_range(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from engine import measure
 from engine.backends import load_backend
-from engine.errors import ConfigError
+from engine.errors import ConfigError, MeasurementError
 from engine.measure import Work, run_once
 from tests.scripted import FastScriptedBackend, ScriptedBackend
 
@@ -34,7 +34,8 @@ def test_the_figures_follow_from_the_clock(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
     backend = ScriptedBackend(before_pass=tick)
     object.__setattr__(backend.info, "read_bytes", 1_000_000)
-    found = measure.measure(backend, Work(8, 11, 2), repeats=3, bandwidth=4e6)
+    found = measure.measure(backend, Work(8, 11, 2), repeats=3)
+    measure.add_roofline(found, 4e6)
     assert found["ttft_s"] == 0.5
     assert found["prefill_tokens_per_s"] == 32.0
     assert found["tokens_per_s"] == pytest.approx(22 / 5.5)
@@ -42,6 +43,12 @@ def test_the_figures_follow_from_the_clock(monkeypatch: pytest.MonkeyPatch) -> N
     assert found["gb_per_s"] == pytest.approx(0.002)
     assert found["roofline_fraction"] == pytest.approx(0.5)
     assert len(found["tokens_per_s_all"]) == 3
+
+
+def test_more_than_the_ceiling_is_a_wrong_gauge() -> None:
+    record = {"gb_per_s": 50.0}
+    with pytest.raises(MeasurementError, match=r"50\.0 GB/s, more than the 49\.0 GB/s"):
+        measure.add_roofline(record, 49e9)
 
 
 def test_work_that_does_not_fit_is_refused() -> None:
@@ -64,5 +71,4 @@ def test_a_real_backend_tells_what_a_token_reads(tiny_model_dir: Path) -> None:
     assert info.read_bytes == info.weight_bytes - 4 * info.context * info.width
     found = measure.measure(backend, Work(4, 4, 2), repeats=1)
     assert found["tokens_per_s"] > 0
-    assert found["roofline_fraction"] is None
     assert found["environment"]["packages"]["torch"]
