@@ -145,7 +145,8 @@ def add_roofline(record: dict[str, Any], bandwidth: float) -> None:
     if record["roofline_fraction"] > 1.0:
         raise MeasurementError(
             f"decoding read {record['gb_per_s']:.1f} GB/s, more than the "
-            f"{bandwidth / 1e9:.1f} GB/s measured as the memory's bandwidth; the machine was busy: measure again"
+            f"{bandwidth / 1e9:.1f} GB/s measured as the memory's bandwidth; the machine was "
+            "busy: measure again"
         )
 
 
