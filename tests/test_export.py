@@ -9,7 +9,7 @@ import pytest
 
 from app.window import export
 from app.window.export import ExportError
-from app.window.state import Output
+from app.window.records import Output
 from engine import paths
 from engine.config import GenerationConfig
 from engine.errors import StorageError

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from app.window import intents
 from app.window import state as st
-from app.window.state import AppState, GenerationStatus, Level, ModelStatus, Output
+from app.window.records import Level, Output, Progress
+from app.window.state import AppState, GenerationStatus, ModelStatus
 from engine.config import GenerationConfig, LoadConfig
 from engine.events import (
     Cancelled,
@@ -49,7 +51,7 @@ def ready(prompt: str = "The sun") -> AppState:
 
 def start(state: AppState, job: int = 2, seed: int = 7) -> None:
     assert state.generate()
-    [intent] = [i for i in state.take_intents() if isinstance(i, st.Generate)]
+    [intent] = [i for i in state.take_intents() if isinstance(i, intents.Generate)]
     state.bind_generation(job)
     config = intent.config.replace(seed=seed)
     state.apply(Started(job, intent.prompt, config, model(), 3, 0))
@@ -65,7 +67,7 @@ def test_load_shows_stage_and_fraction_then_the_model() -> None:
     state = AppState(clock=Clock())
     assert state.model_status is ModelStatus.NONE
     state.request_load(LoadConfig(model="tiny", precision="int8"))
-    assert state.take_intents() == [st.LoadModel(LoadConfig(model="tiny", precision="int8"))]
+    assert state.take_intents() == [intents.LoadModel(LoadConfig(model="tiny", precision="int8"))]
     state.bind_load(1)
     state.apply(Loading(1, "tiny", "reading weights", 0.4))
     assert state.model_status is ModelStatus.LOADING
@@ -152,7 +154,7 @@ def test_replacing_stops_the_running_job_first() -> None:
     start(state)
     state.edit_prompt("Another")
     assert state.generate()
-    assert [type(i) for i in state.take_intents()] == [st.StopGeneration, st.Generate]
+    assert [type(i) for i in state.take_intents()] == [intents.StopGeneration, intents.Generate]
     assert not state.apply(Token(2, 0, 1, "late", timings(1, 0.1)))
 
 
@@ -169,7 +171,7 @@ def test_stop_keeps_the_partial_text() -> None:
     write(state, 2, " sets", " on")
     assert state.stop()
     assert state.stop()  # the second Esc adds nothing
-    assert state.take_intents() == [st.StopGeneration()]
+    assert state.take_intents() == [intents.StopGeneration()]
     state.apply(Finished(2, "cancelled", " sets on", (50, 51), timings(2, 0.2)))
     assert state.output.full_text == "The sun sets on"
     assert state.output.reason == "cancelled"
@@ -211,7 +213,7 @@ def test_a_prompt_sent_while_the_model_loads_waits_for_it() -> None:
     assert state.take_intents() == []
     state.apply(Loaded(1, model()))
     [intent] = state.take_intents()
-    assert isinstance(intent, st.Generate) and intent.prompt == "The sun"
+    assert isinstance(intent, intents.Generate) and intent.prompt == "The sun"
     assert state.running
 
 
@@ -233,7 +235,7 @@ def test_loading_stops_the_text_under_way() -> None:
     state = ready()
     start(state)
     state.request_load(LoadConfig(model="other"))
-    assert [type(i) for i in state.take_intents()] == [st.StopGeneration, st.LoadModel]
+    assert [type(i) for i in state.take_intents()] == [intents.StopGeneration, intents.LoadModel]
     state.apply(Finished(2, "cancelled", "", (), Timings()))
     assert not state.running
 
@@ -243,7 +245,11 @@ def test_second_load_replaces_the_first() -> None:
     state.request_load(LoadConfig(model="a"))
     state.bind_load(8)
     state.request_load(LoadConfig(model="b"))
-    assert [type(i) for i in state.take_intents()] == [st.LoadModel, st.CancelLoad, st.LoadModel]
+    assert [type(i) for i in state.take_intents()] == [
+        intents.LoadModel,
+        intents.CancelLoad,
+        intents.LoadModel,
+    ]
     state.bind_load(9)
     assert not state.apply(Loading(8, "a", "reading", 0.9))
     assert not state.apply(Cancelled(8))
@@ -271,7 +277,7 @@ def test_cancelled_load_keeps_the_model_without_a_banner() -> None:
     state.take_intents()
     state.cancel_load()
     state.cancel_load()
-    assert state.take_intents() == [st.CancelLoad()]
+    assert state.take_intents() == [intents.CancelLoad()]
     state.apply(Cancelled(4))
     assert (state.model_status, state.banners) == (ModelStatus.READY, [])
 
@@ -280,13 +286,13 @@ def test_download_progress_end_and_cancel() -> None:
     state = ready()
     state.request_download("gpt2")
     state.request_download("gpt2")
-    assert state.take_intents() == [st.DownloadModel("gpt2")]
+    assert state.take_intents() == [intents.DownloadModel("gpt2")]
     state.bind_download("gpt2", 6)
     state.apply(Loading(6, "gpt2", "downloading", 0.5))
     assert state.downloads["gpt2"].fraction == 0.5
     assert state.model_status is ModelStatus.READY  # a download is no load
     state.cancel_download("gpt2")
-    assert state.take_intents() == [st.CancelDownload("gpt2")]
+    assert state.take_intents() == [intents.CancelDownload("gpt2")]
     state.apply(Cancelled(6))
     assert state.downloads == {} and state.models_changed == 1 and state.banners == []
     state.request_download("gpt2")
@@ -301,7 +307,7 @@ def test_again_draws_a_fresh_seed_even_where_one_is_fixed() -> None:
     start(state)
     assert state.again()
     *_, intent = state.take_intents()
-    assert isinstance(intent, st.Generate) and intent.config.seed is None
+    assert isinstance(intent, intents.Generate) and intent.config.seed is None
     assert state.decoding.seed == 5
 
 
@@ -315,7 +321,7 @@ def test_continue_makes_the_output_the_prompt_and_names_its_parent() -> None:
     version = state.prompt_version
     assert state.continue_from_here()
     [intent] = state.take_intents()
-    assert isinstance(intent, st.Generate)
+    assert isinstance(intent, intents.Generate)
     assert (intent.prompt, intent.parent) == ("The sun sets", 33)
     assert state.prompt == "The sun sets" and state.prompt_version == version + 1
 
@@ -325,7 +331,7 @@ def test_restore_brings_text_settings_and_seed_and_stops_what_runs() -> None:
     start(state)
     config = GenerationConfig(temperature=0.3, seed=99)
     state.restore(Output(prompt="Once", text=" upon", config=config, reason="length"))
-    assert state.take_intents() == [st.StopGeneration()]
+    assert state.take_intents() == [intents.StopGeneration()]
     assert not state.apply(Token(2, 0, 1, "late", timings(1, 0.1)))
     assert state.output.full_text == "Once upon"
     assert (state.prompt, state.decoding, state.last_seed) == ("Once", config, 99)
@@ -358,7 +364,7 @@ def test_slow_prefill_and_eta() -> None:
     assert isinstance(clock, Clock)
     clock.now += 0.31
     assert state.slow_prefill()
-    progress = st.Progress(1, "x", "reading", 0.25, started=10.0)
+    progress = Progress(1, "x", "reading", 0.25, started=10.0)
     assert progress.eta(10.1) is None
     assert progress.eta(12.0) == 6.0
 

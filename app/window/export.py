@@ -11,7 +11,7 @@ from typing import Any
 
 import platformdirs
 
-from app.window.state import Output
+from app.window.records import Output
 from engine import atomic, paths
 from engine.errors import EngineError
 

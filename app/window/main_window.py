@@ -34,9 +34,10 @@ from app.window.panels.prompt import PromptPanel
 from app.window.past import Past
 from app.window.platform import Window, WindowSettings
 from app.window.preferences import Preferences
+from app.window.records import Level
 from app.window.session import Session
 from app.window.snapshot import Snapshot
-from app.window.state import AppState, Level
+from app.window.state import AppState
 from app.window.theme import px
 from app.window.ui import Ui
 from engine import catalog

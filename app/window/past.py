@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.window.background import Background
-from app.window.state import Output
+from app.window.records import Output
 from engine.config import GenerationConfig
 from engine.errors import ConfigError
 from engine.events import Timings

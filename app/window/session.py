@@ -14,17 +14,17 @@ from typing import Protocol
 from app.window import facts as facts_module
 from app.window.background import Background
 from app.window.facts import Facts
-from app.window.state import (
-    AppState,
+from app.window.intents import (
     CancelDownload,
     CancelLoad,
     DownloadModel,
     Generate,
     Intent,
-    Level,
     LoadModel,
     StopGeneration,
 )
+from app.window.records import Level
+from app.window.state import AppState
 from engine import catalog
 from engine.config import GenerationConfig, LoadConfig
 from engine.errors import EngineError

@@ -75,13 +75,15 @@ def overlay(ui: Ui, name: str, title: str, width: float, height: float = 0.0) ->
     if not imgui.is_popup_open(label):
         imgui.open_popup(label)
     imgui.push_style_var(imgui.STYLE_WINDOW_PADDING, (px(24), px(16)))
+    imgui.push_style_var(imgui.STYLE_WINDOW_ROUNDING, px(8))
     imgui.push_style_color(imgui.COLOR_POPUP_BACKGROUND, *theme.color("panel"))
     try:
         with imgui.begin_popup_modal(label, flags=flags) as popup:
             if popup.opened:
                 with fonts.use("ui_bold"):
                     imgui.text(title)
-                imgui.same_line(wide - px(24) - px(40))
+                with fonts.use("small"):
+                    imgui.same_line(wide - px(24) - imgui.calc_text_size("Close").x)
                 closed = widgets.link_button("Close", "Esc")
                 ui.mark(f"{name}.close")
                 imgui.dummy(0, px(4))
@@ -93,4 +95,4 @@ def overlay(ui: Ui, name: str, title: str, width: float, height: float = 0.0) ->
                 yield False
     finally:
         imgui.pop_style_color()
-        imgui.pop_style_var()
+        imgui.pop_style_var(2)

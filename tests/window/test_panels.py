@@ -19,8 +19,9 @@ from app.window.inputs import MOD_CTRL, KeyPress, Typed
 from app.window.main_window import MainWindow, first_selection
 from app.window.past import Past
 from app.window.preferences import Preferences
+from app.window.records import Level, Output
 from app.window.session import Session
-from app.window.state import AppState, GenerationStatus, Level, Output
+from app.window.state import AppState, GenerationStatus
 from app.window.ui import Ui
 from engine import catalog
 from engine.config import GenerationConfig, LoadConfig

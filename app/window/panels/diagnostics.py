@@ -41,7 +41,7 @@ class DiagnosticsDialog:
                 ui.say("diagnostics copied")
             ui.mark("diagnostics.copy")
             imgui.same_line()
-            widgets.small("No prompt or text of yours is in it.")
+            widgets.small("For a bug report. Read it before you send it.")
             with (
                 widgets.child("report", 0, 0, padding=(12, 8), background="bg"),
                 fonts.use("mono"),

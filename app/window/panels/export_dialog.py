@@ -9,7 +9,7 @@ import imgui
 from app.window import export, inputs, widgets
 from app.window.clipboard import clean_text
 from app.window.export import FileExistsAlreadyError
-from app.window.state import Output
+from app.window.records import Output
 from app.window.theme import px
 from app.window.ui import Ui, overlay
 from engine.errors import EngineError

@@ -173,9 +173,14 @@ def _summary(ui: Ui, node: Node) -> list[str]:
     if node.finish_reason == "failed":
         parts.append("failed")
     elif node.finish_reason is None and node.kind == "generation":
-        here = ui.state.running and ui.state.output.node == node.id
-        parts.append("being written" if here else "interrupted")
+        parts.append(_unfinished(ui, node))
     return parts
+
+
+def _unfinished(ui: Ui, node: Node) -> str:
+    """Why an entry has no end: it is the text under way, or the program was killed."""
+    here = ui.state.running and ui.state.output.node == node.id
+    return "being written" if here else "interrupted"
 
 
 def _details(ui: Ui) -> bool:
@@ -211,7 +216,7 @@ def _details(ui: Ui) -> bool:
         return False
     ui.mark("history.remove")
     imgui.dummy(0, px(4))
-    for name, value in _figures(node):
+    for name, value in _figures(ui, node):
         widgets.label(name)
         imgui.same_line(px(140))
         with fonts.use("mono"):
@@ -220,7 +225,7 @@ def _details(ui: Ui) -> bool:
     return True
 
 
-def _figures(node: Node) -> list[tuple[str, str]]:
+def _figures(ui: Ui, node: Node) -> list[tuple[str, str]]:
     written = time.strftime("%d %B %Y, %H:%M:%S", time.localtime(node.created))
     rows = [("Written", written)]
     if node.model:
@@ -245,5 +250,5 @@ def _figures(node: Node) -> list[tuple[str, str]]:
     elif node.finish_reason:
         rows.append(("Ended", node.finish_reason.replace("_", " ")))
     elif node.kind == "generation":
-        rows.append(("Ended", "interrupted"))
+        rows.append(("Ended", _unfinished(ui, node)))
     return rows

@@ -8,7 +8,8 @@ from app.window import fonts, inputs, theme, widgets
 from app.window import format as fmt
 from app.window.clipboard import clean_text
 from app.window.facts import ModelChoice, short_name
-from app.window.state import ModelStatus, Progress
+from app.window.records import Progress
+from app.window.state import ModelStatus
 from app.window.theme import px
 from app.window.ui import Ui, overlay
 from engine.backends import available

@@ -8,7 +8,8 @@ from app.window import clipboard, fonts, theme, widgets
 from app.window import format as fmt
 from app.window.facts import short_name
 from app.window.panels.help import STEPS
-from app.window.state import GenerationStatus, ModelStatus, Output
+from app.window.records import Output
+from app.window.state import GenerationStatus, ModelStatus
 from app.window.text_view import TextView
 from app.window.theme import px
 from app.window.ui import Ui

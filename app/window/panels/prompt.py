@@ -6,7 +6,7 @@ import imgui
 
 from app.window import fonts, inputs, widgets
 from app.window.inputs import Typed
-from app.window.state import Level
+from app.window.records import Level
 from app.window.text_editor import TextEditor
 from app.window.theme import px
 from app.window.ui import Ui

@@ -1,0 +1,42 @@
+"""What an action of the user wants done outside the state; the session carries it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config import GenerationConfig, LoadConfig
+
+
+@dataclass(frozen=True)
+class LoadModel:
+    config: LoadConfig
+
+
+@dataclass(frozen=True)
+class CancelLoad:
+    pass
+
+
+@dataclass(frozen=True)
+class DownloadModel:
+    name: str
+
+
+@dataclass(frozen=True)
+class CancelDownload:
+    name: str
+
+
+@dataclass(frozen=True)
+class Generate:
+    prompt: str
+    config: GenerationConfig
+    parent: int | None = None  # history node of the text before; the recorder finds the branch
+
+
+@dataclass(frozen=True)
+class StopGeneration:
+    pass
+
+
+Intent = LoadModel | CancelLoad | DownloadModel | CancelDownload | Generate | StopGeneration

@@ -1,0 +1,71 @@
+"""The pieces of the window's state: banners, loads and downloads under way, texts shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from engine.config import GenerationConfig
+from engine.events import ModelInfo, Timings
+
+
+class Level(StrEnum):
+    """How urgent a banner is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+@dataclass(frozen=True)
+class Banner:
+    """A message across the window, until it is dismissed."""
+
+    id: int
+    level: Level
+    message: str  # one line: what happened and what to do next
+    kind: str = ""  # class name of the error
+    detail: str = ""  # more lines, shown on request
+
+
+@dataclass
+class Progress:
+    """A load or a download under way."""
+
+    job: int | None  # None until the session has started it
+    model: str
+    stage: str = "waiting"
+    fraction: float | None = None
+    started: float = 0.0  # seconds on the state's clock
+    cancelling: bool = False
+
+    def eta(self, now: float) -> float | None:
+        """Seconds still to go, extrapolated; None while that would be a guess."""
+        elapsed = now - self.started
+        if self.fraction is None or self.fraction < 0.02 or elapsed < 0.5:
+            return None
+        return elapsed * (1.0 - self.fraction) / self.fraction
+
+
+@dataclass
+class Output:
+    """The text in the output view and what made it. `text` is new text only."""
+
+    prompt: str = ""
+    text: str = ""
+    spans: list[tuple[int, int]] = field(default_factory=list)  # of each token within `text`
+    token_ids: list[int] = field(default_factory=list)
+    timings: Timings = field(default_factory=Timings)
+    config: GenerationConfig | None = None  # with the seed actually used
+    model: ModelInfo | None = None  # None for a restored text whose model is not described
+    model_name: str = ""
+    precision: str = ""
+    dropped_tokens: int = 0
+    reason: str = ""  # why it ended; empty while it streams
+    job: int | None = None  # that wrote it, in this run of the program
+    node: int | None = None  # of the history, once it is known
+
+    @property
+    def full_text(self) -> str:
+        """Prompt and continuation, as one text."""
+        return self.prompt + self.text
