@@ -43,7 +43,9 @@ class PlainModel:
                 (
                     ln_1,
                     PlainLinear(c_attn, t[h + "attn.c_attn.bias"], precision),
-                    PlainLinear(t[h + "attn.c_proj.weight"].T, t[h + "attn.c_proj.bias"], precision),
+                    PlainLinear(
+                        t[h + "attn.c_proj.weight"].T, t[h + "attn.c_proj.bias"], precision
+                    ),
                     ln_2,
                     PlainLinear(c_fc, t[h + "mlp.c_fc.bias"], precision),
                     PlainLinear(t[h + "mlp.c_proj.weight"].T, t[h + "mlp.c_proj.bias"], precision),
@@ -209,7 +211,11 @@ def test_a_path_is_chosen_by_what_the_cpu_has() -> None:
             continue
         environment = dict(os.environ, NUMBA_CPU_NAME=override[0], NUMBA_CPU_FEATURES=override[1])
         done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-c", script],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         assert done.stdout.strip() == title, done.stderr
 

@@ -60,7 +60,7 @@ def test_the_other_precisions_are_near(precision: str, tmp_path: Path) -> None:
     (want,) = exact.extend([exact.open()], [tokens], all_positions=True)
     (got,) = rounded.extend([rounded.open()], [tokens], all_positions=True)
     error = np.sqrt(np.mean((got - want) ** 2)) / want.std()
-    assert error < {"bf16": 0.01, "int8": 0.03, "int4": 0.2}[precision]
+    assert error < {"bf16": 0.01, "int8": 0.03, "int4": 0.35}[precision]
     exact.shutdown()
     rounded.shutdown()
 
@@ -69,7 +69,9 @@ def test_the_other_precisions_are_near(precision: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
-def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def backend(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
     folder = write_model(
         tmp_path_factory.mktemp("bits"), width=100, heads=5, context=150, n_inner=333
     )

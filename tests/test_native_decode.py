@@ -51,7 +51,11 @@ def _finish(decoding: Any) -> list[list[int]]:
 
 
 def _begin(
-    backend: Any, prompt: list[int], config: GenerationConfig, max_tokens: int, stop: int | None = None
+    backend: Any,
+    prompt: list[int],
+    config: GenerationConfig,
+    max_tokens: int,
+    stop: int | None = None,
 ) -> tuple[int, DecodeRequest]:
     """Prefill and choose the first token."""
     slot = backend.open()
@@ -69,7 +73,9 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(config=CONFIGS, prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=8))
 def test_the_tokens_are_the_samplers(
     backend: Any, config: GenerationConfig, prompt: list[int]

@@ -13,13 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 from numba import float32, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from engine.native.jit import helper, inlined
 from engine.native.simd import (
     F32,
     I16,
+    I32,
     I64,
     LANES,
     V_F32,
@@ -31,6 +30,9 @@ from engine.native.simd import (
     emit_bf16_to_f32,
     emit_f32_to_bf16,
     exp,
+    fma,
+    for_range,
+    intrinsic,
     keep_below,
     load,
     load_f32,
@@ -43,8 +45,9 @@ from engine.native.simd import (
     splat,
     store,
     store_f32,
-    sub,
     sum_lanes,
+    touch,
+    variable,
     vector,
     write_f32,
 )
@@ -60,7 +63,7 @@ def _load_cached(builder: Builder, kernel: Any, address: Value) -> Value:
 
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def cache_bytes(typing_context: Any, kernel: Any) -> Any:
     """Kernel.cache_bytes, as a constant."""
 
@@ -71,24 +74,54 @@ def cache_bytes(typing_context: Any, kernel: Any) -> Any:
 
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _write_cached(typing_context: Any, kernel: Any, address: Any, value: Any) -> Any:
+@intrinsic
+def _write_key(typing_context: Any, kernel: Any, key: Any, source: Any) -> Any:
+    """Spread 16 floats over 16 rows of 16 positions in a cache of this kernel's precision."""
+    size = kernel.kernel.cache_bytes
+
+    def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        _, key, source = args
+        values = load(builder, source, V_F32, 4)
+        if size == 2:
+            values = emit_f32_to_bf16(builder, values)
+        for i in range(LANES):
+            one = builder.extract_element(values, constant(I32, i))
+            store(builder, one, offset(builder, key, i * LANES * size), size)
+        return context.get_dummy_value()
+
+    return types.void(kernel, types.intp, types.intp), generate
+
+
+@intrinsic
+def _write_one(typing_context: Any, kernel: Any, address: Any, value: Any) -> Any:
     """Write one float into a cache of this kernel's precision."""
 
     def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
         _, address, value = args
-        if kernel.kernel.cache_bytes == 4:
-            store(builder, value, address, 4)
-        else:
-            bits = emit_f32_to_bf16(builder, broadcast(builder, value, 1))
-            store(builder, bits, address, 2)
+        if kernel.kernel.cache_bytes == 2:
+            value = emit_f32_to_bf16(builder, broadcast(builder, value, 1))
+        store(builder, value, address, 2)
         return context.get_dummy_value()
 
     return types.void(kernel, types.intp, types.float32), generate
 
 
+@intrinsic
+def _write_value(typing_context: Any, kernel: Any, value: Any, source: Any) -> Any:
+    """Write 16 floats into a cache of this kernel's precision."""
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+    def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        _, value, source = args
+        values = load(builder, source, V_F32, 4)
+        if kernel.kernel.cache_bytes == 2:
+            values = emit_f32_to_bf16(builder, values)
+        store(builder, values, value, 2)
+        return context.get_dummy_value()
+
+    return types.void(kernel, types.intp, types.intp), generate
+
+
+@intrinsic
 def _scores(
     typing_context: Any,
     kernel: Any,
@@ -108,12 +141,9 @@ def _scores(
         _, _, q, q_stride, keys, width, out, out_stride = args
         b = builder
         blocks = range(SPAN // LANES)
-        sums = [[cgutils.alloca_once(b, V_F32) for _ in blocks] for _ in range(count)]
-        for row in sums:
-            for place in row:
-                b.store(constant(V_F32, 0.0), place)
+        sums = [[variable(b, constant(V_F32, 0.0)) for _ in blocks] for _ in range(count)]
         block_bytes = b.mul(width, constant(I64, step))
-        with cgutils.for_range(b, width) as loop:
+        with for_range(b, width) as loop:
             at = b.add(keys, b.mul(loop.index, constant(I64, step)))
             loaded = [
                 _load_cached(b, kernel, b.add(at, b.mul(block_bytes, constant(I64, i))))
@@ -135,7 +165,7 @@ def _scores(
 
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+@intrinsic
 def _outputs(
     typing_context: Any,
     kernel: Any,
@@ -156,12 +186,12 @@ def _outputs(
     def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
         _, _, _, weights, weight_stride, values, value_stride, positions, out, out_stride = args
         b = builder
-        sums = [[cgutils.alloca_once(b, V_F32) for _ in range(columns)] for _ in range(count)]
         results = [b.add(out, b.mul(out_stride, constant(I64, m))) for m in range(count)]
-        for m, row in enumerate(sums):
-            for i in range(columns):
-                b.store(load(b, offset(b, results[m], 64 * i), V_F32, 4), row[i])
-        with cgutils.for_range(b, positions) as loop:
+        sums = [
+            [variable(b, load(b, offset(b, at, 64 * i), V_F32, 4)) for i in range(columns)]
+            for at in results
+        ]
+        with for_range(b, positions) as loop:
             at = b.add(values, b.mul(loop.index, value_stride))
             loaded = [_load_cached(b, kernel, offset(b, at, step * i)) for i in range(columns)]
             for m, row in enumerate(sums):
@@ -189,42 +219,78 @@ def remember(
     span_bytes: int,
     value_stride: int,
     position: int,
+    scratch: int,
 ) -> None:
     """Put one row's key and value (float addresses) of one head into the cache.
 
-    `cache` is the head's place in the first span, `span_bytes` the way from span to span.
+    `cache` is the head's place in the first span, `span_bytes` the way from span to span;
+    `scratch` holds one padded row of the head.
     """
     size = cache_bytes(kernel)
     keys = cache + position // SPAN * span_bytes
     within = position % SPAN
     values = keys + SPAN * head_width * size + within * value_stride
     keys += (within // LANES * head_width * LANES + within % LANES) * size
-    for i in range(head_width):
-        _write_cached(kernel, keys + i * (LANES * size), read_f32(k + 4 * i))
-        _write_cached(kernel, values + i * size, read_f32(v + 4 * i))
+    if head_width % LANES != 0:
+        # Through a padded copy: rows of keys beyond the head's are not there to be written.
+        for i in range(head_width):
+            write_f32(scratch + 4 * i, read_f32(v + 4 * i))
+        for i in range(head_width, (head_width + LANES - 1) // LANES * LANES):
+            write_f32(scratch + 4 * i, float32(0.0))
+        v = scratch
+        for i in range(head_width):
+            _write_one(kernel, keys + i * (LANES * size), read_f32(k + 4 * i))
+    else:
+        for i in range(0, head_width, LANES):
+            _write_key(kernel, keys + i * (LANES * size), k + 4 * i)
+    for i in range(0, head_width, LANES):
+        _write_value(kernel, values + i * size, v + 4 * i)
 
 
 @helper
-def _softmax(scores: int, count: int, end: int, scale: float) -> float:
-    """exp(scale s - max) in place of the first `count` scores, 0 from there to `end`; the sum."""
+def fetch_ahead(
+    kernel: Any, cache: int, span_bytes: int, head_width: int, value_stride: int, length: int
+) -> None:
+    """Ask for a head's keys and values of `length` positions, to be used soon."""
+    size = cache_bytes(kernel)
+    for at in range(0, length, SPAN):
+        count = min(SPAN, length - at)
+        keys = cache + at // SPAN * span_bytes
+        blocks = (count + LANES - 1) // LANES
+        for line in range(0, blocks * (LANES * size * head_width), 64):
+            touch(keys + line)
+        values = keys + SPAN * head_width * size
+        for line in range(0, count * value_stride, 64):
+            touch(values + line)
+
+
+@helper
+def _softmax(scores: int, count: int, end: int, scale: float) -> Any:
+    """exp(scale (s - max)) in place of the first `count` scores, 0 from there to `end`; the sum."""
+    whole = count // LANES * LANES
+    lowest = float32(-3.0e38)
+    highest = splat(lowest)
+    for at in range(0, whole, LANES):
+        highest = maximum(load_f32(scores + 4 * at), highest)
+    if whole < count:
+        rest = keep_below(load_f32(scores + 4 * whole), count - whole, lowest)
+        highest = maximum(rest, highest)
     factor = splat(scale)
-    highest = splat(float32(-3.0e38))
-    for at in range(0, count, LANES):
-        v = mul(load_f32(scores + 4 * at), factor)
-        v = keep_below(v, count - at, float32(-3.0e38))
-        store_f32(scores + 4 * at, v)
-        highest = maximum(v, highest)
-    top = splat(max_lanes(highest))
+    top = splat(float32(-scale * max_lanes(highest)))
     total = splat(float32(0.0))
-    for at in range(0, count, LANES):
-        v = keep_below(exp(sub(load_f32(scores + 4 * at), top)), count - at, float32(0.0))
+    for at in range(0, whole, LANES):
+        v = exp(fma(load_f32(scores + 4 * at), factor, top))
         store_f32(scores + 4 * at, v)
         total = add(total, v)
-    first_empty = (count + LANES - 1) // LANES * LANES
-    for at in range(first_empty, end, LANES):
+    if whole < count:
+        v = exp(fma(load_f32(scores + 4 * whole), factor, top))
+        v = keep_below(v, count - whole, float32(0.0))
+        store_f32(scores + 4 * whole, v)
+        total = add(total, v)
+        whole += LANES
+    for at in range(whole, end, LANES):
         store_f32(scores + 4 * at, splat(float32(0.0)))
     return sum_lanes(total)
-
 
 
 @helper

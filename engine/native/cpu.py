@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ _FEATURES_OF_NAME = {"haswell": {"avx2", "fma", "f16c"}, "generic": set[str]()}
 def features() -> frozenset[str]:
     """LLVM's names of the CPU features that compiled code may use."""
     import llvmlite.binding as llvm
-    from numba.core import config
+    import numba.core.config
+
+    config: Any = numba.core.config
 
     if config.CPU_FEATURES is not None:
         listed = [f for f in str(config.CPU_FEATURES).split(",") if f]
@@ -42,8 +45,9 @@ def cpu_path() -> CpuPath:
     """The path of this process."""
     has = features().issuperset
     if has({"avx512f", "avx512bw", "avx512vnni"}):
-        return CpuPath("vnni512", "AVX-512 VNNI", rows=8, prefetch=True, half_floats=True)
-    if has({"avx2", "fma", "avxvnni"}):
+        return CpuPath("vnni512", "AVX-512 VNNI", rows=6, prefetch=True, half_floats=True)
+    narrow_vnni = has({"avxvnni"}) or has({"avx512vl", "avx512vnni"})
+    if has({"avx2", "fma"}) and narrow_vnni:
         return CpuPath("vnni256", "AVX-VNNI", rows=2, prefetch=True, half_floats=True)
     if has({"avx2", "fma"}):
         title = "AVX-512" if has({"avx512f"}) else "AVX2"

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 from numba import float32, from_dtype
-from numba.extending import overload
 
-from engine.native.attention import attend, remember
+from engine.native.attention import attend, fetch_ahead, remember
 from engine.native.jit import helper, inlined
 from engine.native.kernels import BLOCK, Kernel, group_bytes, prepare, same_kernel
 from engine.native.matmul import RESIDUAL, STORE, linear
@@ -27,6 +26,7 @@ from engine.native.simd import (
     keep_below,
     load_f32,
     mul,
+    overload,
     read_bf16,
     read_f32,
     read_i64,
@@ -116,13 +116,13 @@ def embed_row(kernel: Kernel, table: int, part_bytes: int, token: int, i: int) -
     """Element i of a token's embedding.
 
     fp32 and bf16 read it from the tied head's blocks; the integer kernels keep a bfloat16 table
-    (`part_bytes` is then that of a row, else of a block), because quantisation hurts here and speed is
-    no matter.
+    (`part_bytes` is then that of a row, else of a block), because here quantisation hurts and
+    speed is no matter.
     """
     raise NotImplementedError("only compiled code calls this")
 
 
-@overload(embed_row)  # type: ignore[untyped-decorator]
+@overload(embed_row)
 def _embed_row(kernel: Any, table: Any, part_bytes: Any, token: Any, i: Any) -> Any:
     weights = kernel.kernel.weights
 
@@ -175,7 +175,7 @@ def _activations(
     norm: int,
     rows: int,
     row_map: int,
-) -> int:
+) -> Any:
     """Prepare `rows` rows for a linear layer; returns the first one's address.
 
     With `norm`, the address of gains and biases, they go through LayerNorm first. With `row_map`
@@ -249,6 +249,12 @@ def _attention(kernel: Any, thread: int, p: Any, model: Any, layer: int) -> None
     scratch = p.scratch + thread * p.scratch_bytes + p.scores
     first, last = _share(thread, p.threads, p.segments * heads)
     for piece in range(first, last):
+        if piece + 1 < last:
+            segment, head = (piece + 1) // heads, (piece + 1) % heads
+            cache = read_i64(p.segment_cache + 8 * segment)
+            cache += (layer * heads + head) * model.head_bytes
+            past = read_i64(p.positions + 8 * read_i64(p.segment_first + 8 * segment))
+            fetch_ahead(kernel, cache, model.span_bytes, width, model.value_stride, past)
         segment, head = piece // heads, piece % heads
         row = read_i64(p.segment_first + 8 * segment)
         rows = read_i64(p.segment_rows + 8 * segment)
@@ -260,7 +266,15 @@ def _attention(kernel: Any, thread: int, p: Any, model: Any, layer: int) -> None
             k = q + i * p.qkv_stride + 4 * heads * width
             v = k + 4 * heads * width
             remember(
-                kernel, k, v, width, cache, model.span_bytes, model.value_stride, past + i
+                kernel,
+                k,
+                v,
+                width,
+                cache,
+                model.span_bytes,
+                model.value_stride,
+                past + i,
+                scratch,
             )
         attend(
             kernel,

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
+import numba.core.config
 
 from engine import paths
 from engine.errors import StorageError
 from engine.native.cpu import cpu_path, features
 
+config: Any = numba.core.config
 log = logging.getLogger(__name__)
 
 _KEPT = 6  # cache folders: this version, its other CPU paths, and some before it

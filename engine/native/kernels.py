@@ -26,17 +26,7 @@ from typing import Any
 
 import numba
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import (
-    NativeValue,
-    intrinsic,
-    models,
-    overload,
-    register_model,
-    typeof_impl,
-    unbox,
-)
+from numba import extending, types
 
 from engine.native.cpu import CpuPath
 from engine.native.simd import (
@@ -54,15 +44,19 @@ from engine.native.simd import (
     call,
     constant,
     emit_f16_to_f32,
+    for_range,
+    intrinsic,
     load,
     load_f32,
     muladd,
     offset,
+    overload,
     peak_64,
     prefetch,
     quantise_32,
     store,
     store_f32,
+    variable,
     vector,
     write_f32,
     write_i32,
@@ -131,17 +125,24 @@ class KernelType(types.Type):
         super().__init__(f"Kernel({kernel.weights},{kernel.path.key},{kernel.weight_group})")
 
 
-register_model(KernelType)(models.OpaqueModel)
+_native_value: Any = extending.NativeValue
+_register_model: Any = extending.register_model
+_typeof: Any = extending.typeof_impl
+_unbox: Any = extending.unbox
+
+_register_model(KernelType)(extending.models.OpaqueModel)
 
 
-@typeof_impl.register(Kernel)  # type: ignore[untyped-decorator]
 def _type_of_kernel(value: Kernel, context: Any) -> KernelType:
     return KernelType(value)
 
 
-@unbox(KernelType)  # type: ignore[untyped-decorator]
-def _unbox_kernel(numba_type: KernelType, value: Any, context: Any) -> NativeValue:
-    return NativeValue(context.context.get_dummy_value())
+def _unbox_kernel(numba_type: KernelType, value: Any, context: Any) -> Any:
+    return _native_value(context.context.get_dummy_value())
+
+
+_typeof.register(Kernel)(_type_of_kernel)
+_unbox(KernelType)(_unbox_kernel)
 
 
 # -- integer dot products: acc[i] + sum over 4 of w[4 i + j] * x[4 i + j] ------------------------
@@ -240,14 +241,11 @@ class _Tile:
         self.builder, self.kernel, self.rows = builder, kernel, rows
         self.weights, self.x, self.stride = weights, x, stride
         self.dot = _dot_for(kernel) if kernel.integer else None
-        self.sums = [[self._variable() for _ in range(rows)] for _ in range(TILES)]
+        self.sums = [
+            [variable(builder, constant(V_F32, 0.0)) for _ in range(rows)] for _ in range(TILES)
+        ]
         # With many rows the memory would stand still while the block is worked through.
         self.ahead = kernel.block_bytes(GROUP) if rows > 1 and kernel.path.prefetch else 0
-
-    def _variable(self) -> Value:
-        place = cgutils.alloca_once(self.builder, V_F32)
-        self.builder.store(constant(V_F32, 0.0), place)
-        return place
 
     def rows_at(self, amount: Value) -> list[Value]:
         """Address `amount` bytes into each row of the activations."""
@@ -297,7 +295,7 @@ class _Tile:
     def _group_fp32(self, index: Value, next_block: Value | None) -> None:
         b = self.builder
         weights = b.add(self.weights, b.mul(index, constant(I64, GROUP * BLOCK * 4)))
-        with cgutils.for_range(b, constant(I64, GROUP // 8)) as loop:
+        with for_range(b, constant(I64, GROUP // 8)) as loop:
             part = b.add(weights, b.mul(loop.index, constant(I64, 8 * BLOCK * 4)))
             at = b.add(b.mul(index, constant(I64, 4 * GROUP)), b.mul(loop.index, constant(I64, 32)))
             x = self.rows_at(at)
@@ -308,7 +306,7 @@ class _Tile:
     def _group_bf16(self, index: Value, next_block: Value | None) -> None:
         b = self.builder
         weights = b.add(self.weights, b.mul(index, constant(I64, GROUP * BLOCK * 2)))
-        with cgutils.for_range(b, constant(I64, GROUP // 8)) as loop:
+        with for_range(b, constant(I64, GROUP // 8)) as loop:
             part = b.add(weights, b.mul(loop.index, constant(I64, 8 * BLOCK * 2)))
             at = b.add(b.mul(index, constant(I64, 4 * GROUP)), b.mul(loop.index, constant(I64, 32)))
             x = self.rows_at(at)
@@ -404,7 +402,7 @@ class _Tile:
                 store(b, value, offset(b, out, 4 * BLOCK * m + LINE * t), LINE)
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+@intrinsic
 def tile(
     typing_context: Any,
     kernel: Any,
@@ -435,7 +433,7 @@ def tile(
         next_block = None
         if made.ahead:
             next_block = builder.add(length, constant(I64, spec.block_bytes(0)))
-        with cgutils.for_range(builder, groups) as loop:
+        with for_range(builder, groups) as loop:
             made.group(loop.index, next_block)
         made.finish(out, builder.add(w, length))
         return context.get_dummy_value()
@@ -443,7 +441,7 @@ def tile(
     return types.void(kernel, rows, *[types.intp] * 5), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def tile_rows(typing_context: Any, kernel: Any) -> Any:
     """The most rows that `tile` takes on this CPU path, as a constant."""
 
@@ -453,7 +451,7 @@ def tile_rows(typing_context: Any, kernel: Any) -> Any:
     return types.intp(kernel), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def same_kernel(typing_context: Any, a: Any, b: Any) -> Any:
     """Whether two kernels are of one type; a branch on it is compiled only where it is taken."""
 
@@ -463,7 +461,7 @@ def same_kernel(typing_context: Any, a: Any, b: Any) -> Any:
     return types.boolean(a, b), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def group_bytes(typing_context: Any, kernel: Any) -> Any:
     """Kernel.group_bytes, as a constant."""
 
@@ -481,7 +479,7 @@ def prepare(kernel: Kernel, source: int, target: int, groups: int) -> None:
     raise NotImplementedError("only compiled code calls this")
 
 
-@overload(prepare)  # type: ignore[untyped-decorator]
+@overload(prepare)
 def _prepare(kernel: Any, source: Any, target: Any, groups: Any) -> Any:
     spec: Kernel = kernel.kernel
     step, weight_offset = spec.group_bytes, spec.weight_offset

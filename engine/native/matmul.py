@@ -22,7 +22,7 @@ from engine.native.simd import (
 # What becomes of the outputs.
 # Numpy integers: for plain ones Numba would compile every caller's constant on its own.
 STORE, RESIDUAL, GELU_TANH, GELU_ERF, RELU = np.arange(5)
-MAX_TILE_ROWS = 8
+MAX_TILE_ROWS = 6
 SCRATCH_BYTES = 4 * BLOCK * MAX_TILE_ROWS  # of each thread, for one tile's outputs
 
 
@@ -80,9 +80,9 @@ def linear(
         left = rows
         widest = tile_rows(kernel)
         while left > 0:
-            if left >= 8 and widest >= 8:
-                count = 8
-                tile(kernel, 8, w, source, x_stride, groups, scratch)
+            if left >= 6 and widest >= 6:
+                count = 6
+                tile(kernel, 6, w, source, x_stride, groups, scratch)
             elif left >= 4 and widest >= 4:
                 count = 4
                 tile(kernel, 4, w, source, x_stride, groups, scratch)

@@ -16,6 +16,7 @@ from engine.native.kernels import BLOCK, GROUP, Kernel
 from engine.native.memory import aligned, large
 from engine.native.pack import Packed, linear_names, linear_shape
 from engine.native.quantise import padded
+from engine.native.simd import LANES
 
 MAX_ROWS = 256  # of one pass; longer prompts take several
 
@@ -39,7 +40,7 @@ class CacheShape:
 
     @classmethod
     def of(cls, config: ModelConfig, kernel: Kernel) -> CacheShape:
-        stride = padded(config.head_width, attention.LANES) * kernel.cache_bytes
+        stride = padded(config.head_width, LANES) * kernel.cache_bytes
         head = attention.SPAN * (config.head_width * kernel.cache_bytes + stride)
         return cls(
             spans=-(-config.context // attention.SPAN),
@@ -130,7 +131,7 @@ class Workspace:
         qkv = 4 * padded(3 * config.width, BLOCK)
         groups = max(padded(config.width, GROUP), padded(config.inner, GROUP)) // GROUP
         prepared = padded(groups * max(kernel.group_bytes, model.head.group_bytes), 64)
-        self.vocab_stride = padded(config.vocab_size, attention.LANES)  # floats
+        self.vocab_stride = padded(config.vocab_size, LANES)  # floats
         self._kept: list[NDArray[Any]] = []
         self.record = np.zeros(1, PASS)
         r = self.record[0]
@@ -146,7 +147,7 @@ class Workspace:
         r["normed"], at = at, at + width
         r["private"], at = at, at + PRIVATE_ROWS * prepared
         r["scores"], r["score_bytes"] = at, scores
-        results = 4 * padded(config.head_width, attention.LANES)
+        results = 4 * padded(config.head_width, LANES)
         at = padded(at + attention.ROWS * (scores + results) + 64, 4096)
         r["scratch"], r["scratch_bytes"] = self._place(threads * at), at
         self.tokens = self._numbers("tokens", MAX_ROWS)

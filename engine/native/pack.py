@@ -94,12 +94,12 @@ class Packed:
         self.config, self.kernel, self.head = config, kernel, head
         self.sections = layout(config, kernel, head)
         self.nbytes = self.sections["end"].offset
-        self.data = large(self.nbytes)
+        self.data: Any = large(self.nbytes)
 
     def array(self, name: str) -> NDArray[Any]:
         """A section in its shape; writes go to the packed model."""
         section = self.sections[name]
-        raw = self.data[section.offset : section.offset + section.nbytes]
+        raw: NDArray[Any] = self.data[section.offset : section.offset + section.nbytes]
         return raw.view(section.dtype).reshape(section.shape)
 
     def address(self, name: str) -> int:
@@ -214,8 +214,8 @@ class _Packer:
 
 def cached_hash(folder: Path) -> str:
     """weights_hash(folder), remembered by the files' names, sizes and times."""
-    files = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in weight_files(folder)]
-    key = json.dumps(files)
+    stats = [(path.resolve(), path.stat()) for path in weight_files(folder)]
+    key = json.dumps([(str(path), s.st_size, s.st_mtime_ns) for path, s in stats])
     memory = paths.cache_dir() / "weight-hashes.json"
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
@@ -242,10 +242,10 @@ def _header(digest: str, packed: Packed) -> dict[str, Any]:
     }
 
 
-def _checksum(data: NDArray[np.uint8]) -> int:
+def _checksum(data: Any) -> int:
     value = 0
     for at in range(0, len(data), _IO):
-        value = zlib.crc32(data[at : at + _IO], value)
+        value = zlib.crc32(memoryview(data[at : at + _IO]), value)
     return value
 
 

@@ -28,10 +28,10 @@ def smoothing(gain: Floats, bias: Floats, weights: Floats) -> Floats:
     Square root of activation size over weight size, so that both end up alike, scaled to a
     geometric mean of 1; (inputs,) float32.
     """
-    activation = 3.0 * np.abs(gain) + np.abs(bias)
+    activation = 3.0 * np.abs(gain, dtype=np.float64) + np.abs(bias)
     largest = np.maximum(weights.max(axis=0), -weights.min(axis=0))
     usable = (activation > 0) & (largest > 0)
-    scale = np.ones_like(gain)
+    scale = np.ones(len(gain))
     scale[usable] = np.sqrt(activation[usable] / largest[usable])
     if usable.any():
         scale[usable] /= np.exp(np.log(scale[usable]).mean())

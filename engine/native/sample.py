@@ -104,7 +104,7 @@ def _count(logits: int, span: int, bound: float) -> int:
 
 
 @helper
-def _mass(logits: int, weights: int, span: int, bound: float) -> float:
+def _mass(logits: int, weights: int, span: int, bound: float) -> Any:
     total = splat_f64(0.0)
     for i in range(0, span, LANES):
         total = add_at_least(total, logits + 4 * i, weights + 8 * i, bound)
@@ -150,7 +150,7 @@ def _sort(ids: int, keys: int, count: int) -> None:
 
 
 @inlined
-def _kth_largest(logits: int, span: int, k: int, lowest: float, highest: float, ids: int) -> float:
+def _kth_largest(logits: int, span: int, k: int, lowest: float, highest: float, ids: int) -> Any:
     """The k-th largest logit, exactly."""
     low, high = order_key(lowest), order_key(highest) + 1
     # `reaching` tokens are at or above `low`, at least k; `above` at or above `high`, fewer.
@@ -250,7 +250,7 @@ def _draw(weights: int, span: int, u: float) -> int:
 @inlined
 def _draw_candidates(
     logits: int, span: int, bound: float, count: int, s: Any, top: float, u: float, ids: int
-) -> int:
+) -> Any:
     """Top-p and the draw among the few tokens with a logit of at least `bound`."""
     keys = ids + 8 * CANDIDATES
     _gather(logits, span, bound, np.int64(1) << 40, ids)
@@ -295,7 +295,7 @@ def _draw_candidates(
 
 
 @helper
-def choose(logits: int, vocab: int, s: Any, scratch: int) -> int:
+def choose(logits: int, vocab: int, s: Any, scratch: int) -> Any:
     """The next token of sequence `s` (a SEQUENCE record), or UNUSABLE.
 
     `logits` are `vocab` floats, followed by -infinity up to a whole vector.
@@ -314,7 +314,7 @@ def choose(logits: int, vocab: int, s: Any, scratch: int) -> int:
         i = 0
         while mask_at_least(logits + 4 * i, highest) == 0:
             i += LANES
-        return i + trailing_zeros(mask_at_least(logits + 4 * i, highest))
+        return int(i + trailing_zeros(mask_at_least(logits + 4 * i, highest)))
     negated = splat(float32(-3.0e38))
     for i in range(0, span, LANES):
         v = sub(splat(float32(0.0)), load_f32(logits + 4 * i))

@@ -14,9 +14,17 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+
+# llvmlite's builder and values have no type information.
+Builder = Any
+Value = Any
+for_range: Any = cgutils.for_range
+_PrimitiveModel: Any = extending.models.PrimitiveModel
+_register_model: Any = extending.register_model
+_alloca: Any = cgutils.alloca_once
+_insert_function: Any = cgutils.get_or_insert_function
 
 LANES = 16
 
@@ -31,6 +39,20 @@ def vector(element: ir.Type, lanes: int = LANES) -> ir.VectorType:
 V_F32, V_I32, V_F64 = vector(F32), vector(I32), vector(F64)
 
 
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """numba.extending.intrinsic; constants among the arguments come as literals."""
+    return extending.intrinsic(prefer_literal=True)(function)
+
+
+def overload(stub: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """numba.extending.overload with a type."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        return extending.overload(stub)(function)
+
+    return decorate
+
+
 class Vector(types.Type):
     """Numba's type of an LLVM vector."""
 
@@ -39,8 +61,8 @@ class Vector(types.Type):
         super().__init__(name)
 
 
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+@_register_model(Vector)
+class _VectorModel(_PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, numba_type: Vector) -> None:
         super().__init__(manager, numba_type, numba_type.llvm_type)
 
@@ -48,11 +70,16 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 f32x16 = Vector("f32x16", V_F32)
 f64x16 = Vector("f64x16", V_F64)
 
-Builder = Any  # llvmlite's IRBuilder, which has no type information
-Value = Any
 
 
 # -- building blocks for code generation ---------------------------------------------------------
+
+
+def variable(builder: Builder, initial: Value) -> Value:
+    """A place on the stack, which LLVM turns into a register."""
+    place = _alloca(builder, initial.type)
+    builder.store(initial, place)
+    return place
 
 
 def constant(kind: ir.Type, value: float) -> Value:
@@ -64,7 +91,7 @@ def constant(kind: ir.Type, value: float) -> Value:
 def call(builder: Builder, name: str, result: ir.Type, *args: Value) -> Value:
     """Call an LLVM intrinsic by its full name."""
     kind = ir.FunctionType(result, [a.type for a in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+    return builder.call(_insert_function(builder.module, kind, name), args)
 
 
 def mangled(kind: ir.Type) -> str:
@@ -228,7 +255,7 @@ def _define(
         )
         typed.__name__ = emit.__name__
         typed.__doc__ = emit.__doc__
-        return intrinsic(typed)
+        return extending.intrinsic(typed)
 
     return decorate
 
