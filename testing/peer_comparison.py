@@ -177,13 +177,11 @@ def loaded(
             worker.close()
 
 
-def bandwidth(weight_bytes: float, threads: int) -> float | None:
-    """Streaming reads of this machine in GB/s, None until the engine can measure them."""
-    try:
-        from engine.native import roofline  # type: ignore[attr-defined,unused-ignore]
-    except ImportError:
-        return None
-    return float(roofline.measure(int(weight_bytes), threads=threads).gb_per_s)
+def bandwidth(weight_bytes: float, threads: int) -> float:
+    """Streaming reads of this machine over a buffer as large as the weights, in GB/s."""
+    from engine.native import roofline
+
+    return roofline.measure(int(weight_bytes), threads).bytes_per_s / 1e9
 
 
 def compare(
@@ -205,19 +203,23 @@ def compare(
     for together in groups(entrants, shape, room):
         say(f"{name}: {', '.join(e.key for e in together)}")
         with loaded(together, folder, digest, threads, logs, failures) as workers:
-            speed = bandwidth(together[0].bytes_per_pass(shape), threads)
+            # Before and after, the better one: what the memory gives varies where it is shared.
+            size = together[0].bytes_per_pass(shape)
+            before = bandwidth(size, threads)
+            done = {}
             for work in works:
                 say(f"{name}: {work.title}")
-                results = take_turns(work, workers, shape.vocab_size, runs, PAUSE_S, failures)
+                done[work] = take_turns(work, workers, shape.vocab_size, runs, PAUSE_S, failures)
+            best = max(before, bandwidth(size, threads))
+            for work, results in done.items():
                 ours = next((r for key, r in results.items() if key.startswith(OURS)), None)
                 rows += [
-                    report.row(name, shape, work, e, results[e.key], ours, speed)
+                    report.row(name, shape, work, e, results[e.key], ours, best)
                     for e in together
                     if e.key in results
                 ]
-    rows.sort(key=lambda r: [w.name for w in works].index(r.work))
-    known = [r.gb_per_s / r.roofline_fraction for r in rows if r.gb_per_s and r.roofline_fraction]
-    measured = sum(known) / len(known) if known else None
+    known = [r.bandwidth_gb_s for r in rows if r.bandwidth_gb_s]
+    measured = max(known) if known else None
     return [
         marked
         for work in works

@@ -90,15 +90,17 @@ class LlamaCppEngine:
         ]
 
 
-@lib.llama_log_callback
 def _errors_only(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-    if level >= 4:  # GGML_LOG_LEVEL_ERROR
+    if level == 4:  # GGML_LOG_LEVEL_ERROR
         print(text.decode(errors="replace"), end="", flush=True)
+
+
+_LOG = lib.llama_log_callback(_errors_only)  # kept: the library holds no reference
 
 
 def convert(folder: Path, conversion: str, target: Path) -> None:
     """`conversion` is f32 or a quantised type, which llama.cpp itself makes from the floats."""
-    lib.llama_log_set(_errors_only, ctypes.c_void_p())
+    lib.llama_log_set(_LOG, ctypes.c_void_p())
     floats = target / (MODEL if conversion == "f32" else "floats.gguf")
     write_gguf(folder, floats)
     if conversion == "f32":
@@ -114,7 +116,7 @@ def convert(folder: Path, conversion: str, target: Path) -> None:
 
 
 def load(folder: Path, converted: Path, variant: str, threads: int) -> LlamaCppEngine:
-    lib.llama_log_set(_errors_only, ctypes.c_void_p())
+    lib.llama_log_set(_LOG, ctypes.c_void_p())
     lib.llama_backend_init()
     settings = lib.llama_model_default_params()
     model = lib.llama_model_load_from_file(str(converted / MODEL).encode(), settings)

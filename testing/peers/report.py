@@ -34,6 +34,7 @@ class Row:
     decode_tokens_per_s: float | None  # all sequences together, prefill left out
     first_token_s: float
     gb_per_s: float | None  # weights read while decoding
+    bandwidth_gb_s: float | None  # what the memory can deliver, over as many bytes
     roofline_fraction: float | None
     ours_over_it: float | None  # median over the rounds of our rate over its rate
     expected_tokens_per_s: float | None = None  # set where it is suspiciously slow
@@ -76,6 +77,7 @@ def row(
         decode_tokens_per_s=None if pass_rate is None else pass_rate * work.sequences,
         first_token_s=statistics.median(r.first_token_s for r in results),
         gb_per_s=gb_per_s,
+        bandwidth_gb_s=bandwidth_gb_s,
         roofline_fraction=gb_per_s / bandwidth_gb_s if gb_per_s and bandwidth_gb_s else None,
         ours_over_it=median_ratio([work.tokens_per_s(r) for r in ours], rates) if ours else None,
     )
@@ -105,10 +107,9 @@ def cells(r: Row, best: Mapping[str, Row]) -> list[str]:
     """A row of the table as text."""
     note = ""
     if r.expected_tokens_per_s is not None:
-        note = (
-            f"suspiciously slow ({r.expected_tokens_per_s:,.0f} expected): find out why "
-            "before comparing"
-        )
+        note = f"suspiciously slow ({r.expected_tokens_per_s:,.0f} expected): find out why"
+    elif r.roofline_fraction and r.roofline_fraction > 1:
+        note = "above the roofline: the gauge is wrong"
     elif best.get(r.family) is r:
         note = "best peer"
     spread = f"{r.lowest_tokens_per_s:,.0f} to {r.highest_tokens_per_s:,.0f}"
