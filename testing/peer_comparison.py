@@ -368,7 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trouble = draw(chosen.out / "peers.json", chosen.out / "peers.png")
     say(f"no chart: {trouble}" if trouble else f"chart: {chosen.out / 'peers.png'}")
     say(f"record: {chosen.out / 'peers.json'}")
-    return 0 if rows else 1
+    gauge_holds = all((r.roofline_fraction or 0) <= 1 for r in rows)
+    return 0 if rows and gauge_holds else 1
 
 
 def show(
@@ -385,6 +386,8 @@ def show(
         for work in works:
             if mine := [r for r in rows if r.model == model and r.work == work.name]:
                 console.print(report.table(f"{model}: {work.title}", mine))
+                for remark in report.remarks(mine):
+                    console.print(remark, markup=False)
     for name, why in failures.items():
         console.print(f"left out: {name}: {why}", markup=False)
 

@@ -105,6 +105,16 @@ def test_a_row_sums_up_its_runs() -> None:
     assert row.ours_over_it == pytest.approx(2.0)  # of 2, 1 and 4
 
 
+def test_more_than_the_memory_can_deliver_is_remarked_on() -> None:
+    results = [RunResult(1.0, 0.5, [])]
+    rows = [
+        report.row("gpt2", SHAPE, WORKS["decode"], entrant("ours fp32"), results, None, limit)
+        for limit in (1.0, 1000.0)
+    ]
+    assert report.remarks(rows[1:]) == []
+    assert "the gauge is wrong" in report.remarks(rows)[0]
+
+
 def test_decode_of_a_batch_counts_all_sequences() -> None:
     results = [RunResult(1.0, 0.5, [])]
     row = report.row("gpt2", SHAPE, WORKS["concurrent"], entrant("ours int8"), results, None, None)
@@ -155,7 +165,9 @@ def test_the_table_marks_the_best_peer_and_the_suspicious_one() -> None:
     notes = {r.key: report.cells(r, best)[-1] for r in rows}
     assert notes["ours int8"] == ""
     assert notes["openvino int8"] == "best peer"
-    assert notes["llama.cpp Q8_0"].startswith("suspiciously slow (240 expected)")
+    assert notes["llama.cpp Q8_0"] == "SLOW?"
+    (remark,) = report.remarks(rows)
+    assert remark.startswith("SLOW? llama.cpp Q8_0: 100 tokens/s where 240 are to be expected")
     assert report.table("a title", rows).row_count == 3
 
 

@@ -31,7 +31,7 @@ class Entrant:
     conversion: str  # "" where the engine reads the model folder itself
     block_bits: float
     head_bits: float
-    arithmetic: str  # weights x activations
+    arithmetic: str  # weights x activations; int8 activations are scaled as they come
 
     @property
     def key(self) -> str:
@@ -67,21 +67,21 @@ ENTRANTS = (
     Entrant("transformers", "fp32", "fp32", "", 32, 32, "fp32 x fp32"),
     Entrant("onnxruntime", "fp32", "fp32", "fp32", 32, 32, "fp32 x fp32"),
     Entrant("ctranslate2", "float32", "fp32", "float32", 32, 32, "fp32 x fp32"),
-    Entrant("llama.cpp", "F32", "fp32", "f32", 32, 32, "fp32 x fp32, cache fp16"),
+    Entrant("llama.cpp", "F32", "fp32", "f32", 32, 32, "fp32 x fp32 (cache fp16)"),
     Entrant("openvino", "fp32", "fp32", "fp32", 32, 32, "fp32 x fp32"),
     Entrant(OURS, "bf16", "bf16", "", 16, 16, "bf16 x fp32"),
     Entrant("transformers", "bf16", "bf16", "", 16, 16, "bf16 x bf16"),
     Entrant("openvino", "bf16", "bf16", "fp32", 16, 16, "bf16 x bf16"),
-    Entrant(OURS, "int8", "int8", "", 8, 8, "int8 x dynamic int8"),
-    Entrant("onnxruntime", "int8", "int8", "int8", 8.25, 8.25, "int8 g128 x dynamic int8"),
-    Entrant("ctranslate2", "int8", "int8", "int8", 8, 8, "int8 x dynamic int8"),
-    Entrant("llama.cpp", "Q8_0", "int8", "Q8_0", 8.5, 8.5, "int8 g32 x dynamic int8"),
-    Entrant("openvino", "int8", "int8", "int8", 8, 8, "int8 x its own choice"),
-    Entrant(OURS, "int4", "int4", "", 4.5, 8, "int4 g32, head int8 x dynamic int8"),
-    Entrant("onnxruntime", "int4", "int4", "int4", 5, 8.25, "int4 g32, head int8 x dynamic int8"),
-    Entrant("llama.cpp", "Q4_0", "int4", "Q4_0", 4.5, 6.5625, "int4 g32, head Q6_K x dynamic int8"),
-    Entrant("llama.cpp", "Q4_K_M", "int4", "Q4_K_M", 5, 6.5625, "int4 to 6 x dynamic int8"),
-    Entrant("openvino", "int4", "int4", "int4", 4.25, 8, "int4 g64, head int8 x its own choice"),
+    Entrant(OURS, "int8", "int8", "", 8, 8, "int8 x int8"),
+    Entrant("onnxruntime", "int8", "int8", "int8", 8.25, 8.25, "int8 g128 x int8"),
+    Entrant("ctranslate2", "int8", "int8", "int8", 8, 8, "int8 x int8"),
+    Entrant("llama.cpp", "Q8_0", "int8", "Q8_0", 8.5, 8.5, "int8 g32 x int8"),
+    Entrant("openvino", "int8", "int8", "int8", 8, 8, "int8 x its choice"),
+    Entrant(OURS, "int4", "int4", "", 4.5, 8, "int4 g32 (head int8) x int8"),
+    Entrant("onnxruntime", "int4", "int4", "int4", 5, 8.25, "int4 g32 (head int8) x int8"),
+    Entrant("llama.cpp", "Q4_0", "int4", "Q4_0", 4.5, 6.5625, "int4 g32 (head 6 bit) x int8"),
+    Entrant("llama.cpp", "Q4_K_M", "int4", "Q4_K_M", 5, 6.5625, "int4 to 6 x int8"),
+    Entrant("openvino", "int4", "int4", "int4", 4.25, 8, "int4 g64 (head int8) x its choice"),
 )
 
 

@@ -105,13 +105,9 @@ def best_peers(rows: Sequence[Row]) -> dict[str, Row]:
 
 def cells(r: Row, best: Mapping[str, Row]) -> list[str]:
     """A row of the table as text."""
-    note = ""
+    note = "best peer" if best.get(r.family) is r else ""
     if r.expected_tokens_per_s is not None:
-        note = f"suspiciously slow ({r.expected_tokens_per_s:,.0f} expected): find out why"
-    elif r.roofline_fraction and r.roofline_fraction > 1:
-        note = "above the roofline: the gauge is wrong"
-    elif best.get(r.family) is r:
-        note = "best peer"
+        note = "SLOW?"
     spread = f"{r.lowest_tokens_per_s:,.0f} to {r.highest_tokens_per_s:,.0f}"
     return [
         PEERS[r.engine].title,
@@ -129,23 +125,40 @@ def cells(r: Row, best: Mapping[str, Row]) -> list[str]:
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
-    """The rows of one model and work, families apart."""
+    """The rows of one model and work, families apart.
+
+    "decode" is tokens/s with the prefill left out, "GB/s" the weights read by it.
+    """
     from rich.table import Table
 
     drawn = Table(title=title)
     for heading in ("engine", "precision", "weights x activations"):
         drawn.add_column(heading, no_wrap=heading == "engine")
-    for heading in (
-        *("tokens/s", "spread", "decode only tokens/s", "first token ms", "ours is"),
-        *("weights GB/s", "of roofline"),
-    ):
+    for heading in ("tokens/s", "spread", "decode", "first ms", "ours is", "GB/s", "roofline"):
         drawn.add_column(heading, justify="right")
-    drawn.add_column("")
+    drawn.add_column("", no_wrap=True)
     best = best_peers(rows)
     for i, r in enumerate(rows):
         last = i + 1 == len(rows) or rows[i + 1].family != r.family
         drawn.add_row(*cells(r, best), end_section=last)
     return drawn
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What must be cleared up before the rows are believed, a line each."""
+    slow = [
+        f"SLOW? {r.key}: {r.tokens_per_s:,.0f} tokens/s where {r.expected_tokens_per_s:,.0f} are "
+        "to be expected of this machine; suspiciously slow: find out why before comparing"
+        for r in rows
+        if r.expected_tokens_per_s is not None
+    ]
+    above = [
+        f"{r.key} reads {r.roofline_fraction:.0%} of what the memory can deliver: the gauge is "
+        "wrong, or the machine was busy while it was read"
+        for r in rows
+        if r.roofline_fraction and r.roofline_fraction > 1
+    ]
+    return slow + above
 
 
 def as_record(rows: Sequence[Row]) -> list[dict[str, Any]]:
