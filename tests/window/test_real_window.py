@@ -128,8 +128,15 @@ class App:
     def write_something_long(self) -> Facts:
         """A text that is seen to grow; one that happens to end at once is tried again."""
         for _ in range(6):
+            seed = self.facts["seed"]
             self.key("ctrl+r")
-            if not self.happens(lambda f: f["generation"] == "streaming", 20):
+            if not self.happens(
+                lambda f, seed=seed: (
+                    f["seed"] != seed  # type: ignore[misc]
+                    and f["generation"] == "streaming"
+                ),
+                20,
+            ):
                 continue
             first = self.facts
             begun = first["output"]
