@@ -127,9 +127,11 @@ def test_quantised_models_compute_what_numpy_does(
     made = load(folder, precision)
     (got,) = made.extend([made.open()], [tokens], all_positions=True)
     made.shutdown()
-    # A sum that falls on the other side of a rounding boundary is a step of 1/127 somewhere.
-    assert np.abs(got - want).max() < 0.01 * want.std()
-    assert np.median(np.abs(got - want)) < 1e-3 * want.std()
+    # A value that falls on the other side of a rounding boundary is a step of 1/127 off, in
+    # its row and in those that look back at it; all others agree.
+    error = np.abs(got - want).max(axis=1) / want.std()
+    assert error.max() < 0.1
+    assert np.mean(error < 1e-4) > 0.6
 
 
 # -- the other CPU paths, in processes of their own ----------------------------------------------

@@ -42,7 +42,8 @@ def _use_cache_folder() -> bool:
     """Point Numba at the cache folder; False where no folder can be written."""
     try:
         # NUMBA_CACHE_DIR is respected: tests share compiled code through it.
-        root = Path(config.CACHE_DIR) if config.CACHE_DIR else paths.cache_dir() / "jit"
+        root = Path(config.CACHE_DIR) if config.CACHE_DIR else paths.cache_dir()
+        root /= "native-jit"  # a folder of its own, because old ones in it are deleted
         folder = root / _version_key()
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):

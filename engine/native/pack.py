@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ _MAGIC = b"GPT2PACK"
 _HEADER = 4096  # bytes
 _CHUNK = 512  # outputs that are quantised at once
 _IO = 8 << 20
-_KEPT = 12  # packed models on disk
+_KEPT_BYTES = 16 << 30  # of packed models on disk
+_STALE_S = 3600.0  # a temporary file this old belongs to a program that was killed
 
 Progress = Callable[[float], None]
 
@@ -315,7 +317,7 @@ def store(digest: str, packed: Packed) -> None:
     head += _checksum(packed.data).to_bytes(4, "little") + _fingerprint(described)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _clear(path.parent)
+        _clear(path.parent, packed.nbytes)
         with temporary.open("wb", buffering=0) as file:
             file.write(head.ljust(_HEADER, b"\0"))
             for at in range(0, packed.nbytes, _IO):
@@ -333,14 +335,17 @@ def _write_all(file: Any, data: memoryview) -> None:
         data = data[file.write(data) :]
 
 
-def _clear(folder: Path) -> None:
-    """Drop what killed programs left behind and the models not used for longest."""
+def _clear(folder: Path, needed: int) -> None:
+    """Drop what killed programs left behind, and the models not used for longest."""
     with contextlib.suppress(OSError):
         found = sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
-        for path in [p for p in found if p.suffix == ".tmp"] + [
-            p for p in found if p.suffix == ".pack"
-        ][_KEPT:]:
-            with contextlib.suppress(OSError):
+        total = needed
+        for path in found:
+            total += path.stat().st_size
+            stale = time.time() - path.stat().st_mtime > _STALE_S
+            if (path.suffix == ".pack" and total > _KEPT_BYTES) or (
+                path.suffix == ".tmp" and stale
+            ):
                 path.unlink()
 
 
