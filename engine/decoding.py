@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from engine.backends.base import Backend, Logits
-from engine.backends.fast_path import DecodeRequest, ManySteps
 from engine.config import GenerationConfig
 from engine.events import Event, Finished, ModelInfo, Prefill, Started, Timings, Token
+from engine.fast_path import DecodeRequest, ManySteps
 from engine.philox import fresh_seed
 from engine.sampling import Sampler, unusable_logits
 from engine.slots import SlotPool

@@ -17,9 +17,9 @@ import numpy as np
 
 from engine import __version__, machine, memory
 from engine.backends.base import Backend
-from engine.backends.fast_path import DecodeRequest, ManySteps
 from engine.config import GenerationConfig
 from engine.errors import ConfigError, MeasurementError
+from engine.fast_path import DecodeRequest, ManySteps
 
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "transformers")
 _GREEDY = GenerationConfig(decoding="greedy")

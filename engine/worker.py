@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from engine.backends.base import Backend, LoadCancelled
-from engine.backends.fast_path import ManySteps
 from engine.config import GenerationConfig, LoadConfig
 from engine.decoding import Generation, many_steps, step
 from engine.errors import BackendError, EngineError, ModelNotFoundError, OutOfMemoryError
@@ -36,6 +35,7 @@ from engine.events import (
     Loading,
     ModelInfo,
 )
+from engine.fast_path import ManySteps
 from engine.slots import SlotPool
 from engine.tokenizer import Tokenizer
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.backends.fast_path import DecodeRequest
 from engine.events import ModelInfo
+from engine.fast_path import DecodeRequest
 from engine.sampling import Sampler
 
 VOCABULARY = 300
@@ -95,7 +95,7 @@ class ScriptedBackend:
 
 @dataclass
 class ScriptedDecoding:
-    """engine.backends.fast_path.Decoding, `per_poll` steps at each poll."""
+    """engine.fast_path.Decoding, `per_poll` steps at each poll."""
 
     backend: FastScriptedBackend
     requests: Sequence[DecodeRequest]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.backends.fast_path import DecodeRequest, ManySteps
 from engine.config import GenerationConfig
 from engine.errors import BackendError
+from engine.fast_path import DecodeRequest, ManySteps
 from engine.sampling import Sampler
 from tests.native_support import load, write_model
 

@@ -11,9 +11,9 @@ from typing import Literal, overload
 import numpy as np
 
 from engine.backends.base import Logits, Progress
-from engine.backends.fast_path import DecodeRequest
 from engine.errors import BackendError, ConfigError
 from engine.events import ModelInfo
+from engine.fast_path import DecodeRequest
 from engine.native import pack
 from engine.native.cpu import cpu_path
 from engine.native.kernels import Kernel
@@ -88,7 +88,7 @@ class NativeBackend:
             )
 
     def start_decoding(self, requests: Sequence[DecodeRequest]) -> NativeDecoding:
-        """See engine.backends.fast_path.ManySteps."""
+        """See engine.fast_path.ManySteps."""
         for request in requests:
             self._check(self._caches[request.slot], [request.token])
         caches = [self._caches[request.slot] for request in requests]

@@ -9,8 +9,8 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from engine.backends.fast_path import DecodeRequest
 from engine.errors import BackendError
+from engine.fast_path import DecodeRequest
 from engine.native import decode, sample
 from engine.native.forward import LINEARS_TYPE, MODEL_TYPE, PASS_TYPE
 from engine.native.kernels import Kernel, KernelType
@@ -99,7 +99,7 @@ class Runner:
 
 
 class NativeDecoding:
-    """See engine.backends.fast_path.Decoding."""
+    """See engine.fast_path.Decoding."""
 
     def __init__(
         self, runner: Runner, requests: Sequence[DecodeRequest], caches: Sequence[Cache]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.backends import native_backend
-from engine.backends.fast_path import DecodeRequest
 from engine.config import GenerationConfig
+from engine.fast_path import DecodeRequest
 from testing.peers.protocol import RunResult
 
 GREEDY = GenerationConfig(decoding="greedy")
