@@ -1,5 +1,6 @@
 """GPT-2 Workbench: no arguments open the window, a COMMAND is the command line."""
 
+import gc
 import sys
 
 
@@ -12,7 +13,10 @@ def main() -> int:
         return 2
     from app.cli import run
 
-    return run(sys.argv[1:])
+    status = run(sys.argv[1:])
+    # Collecting the cycles of PyTorch's modules once more at the end would take seconds.
+    gc.freeze()
+    return status
 
 
 if __name__ == "__main__":

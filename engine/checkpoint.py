@@ -122,7 +122,7 @@ def read_config(folder: Path) -> ModelConfig:
     that is not a plain GPT-2: another architecture, code references, absurd sizes.
     """
     if not folder.exists():
-        raise ModelNotFoundError(f"there is no folder {folder}")
+        raise ModelNotFoundError(f"there is no folder {folder}; check the path")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json")
     path = folder / "config.json"
