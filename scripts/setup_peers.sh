@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=.venv-peers
 convert_venv=$venv/convert
-llama_flags="-DGGML_NATIVE=ON"
+llama_flags="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" # without its image models
 
 say() { printf 'peers: %s\n' "$*" >&2; }
 
