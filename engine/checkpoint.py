@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,8 +237,8 @@ class Checkpoint:
     def tensors(self, framework: str = "np") -> Iterator[tuple[str, Any]]:
         """(plain name, tensor) one at a time, in the order of `ModelConfig.tensor_shapes`.
 
-        `framework` is safetensors' name: "np" or "pt". Raises CheckpointError where a tensor
-        holds NaN or infinity, or the file cannot be read.
+        `framework` is safetensors' name: "np" or "pt". numpy has no bfloat16, so with "np" such
+        tensors come as float32. Raises CheckpointError where the file cannot be read.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -249,7 +250,10 @@ class Checkpoint:
                 }
                 for name in self.config.tensor_shapes():
                     path, stored = self._where[name]
-                    yield name, files[path].get_tensor(stored)
+                    if framework == "np" and files[path].get_slice(stored).get_dtype() == "BF16":
+                        yield name, _bfloat16_as_float32(path, stored)
+                    else:
+                        yield name, files[path].get_tensor(stored)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.folder} cannot be read: {error}") from error
 
@@ -285,6 +289,19 @@ def _header(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
         raise CheckpointError(
             f"{path} is damaged or incomplete ({error}); fetch the model again"
         ) from error
+
+
+def _bfloat16_as_float32(path: Path, name: str) -> Any:
+    """One bfloat16 tensor of a sound safetensors file: its bits are a float32's upper half."""
+    import numpy as np
+
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        entry = json.loads(file.read(length))[name]
+        begin, end = entry["data_offsets"]
+        file.seek(8 + length + begin)
+        upper = np.frombuffer(file.read(end - begin), "<u2")
+    return (upper.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
 
 
 def weights_hash(folder: Path) -> str:

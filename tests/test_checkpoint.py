@@ -199,3 +199,18 @@ def test_the_hash_is_of_the_weights_alone(folder: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     assert weights_hash(folder) != before
+
+
+def test_bfloat16_weights_are_read_by_numpy_too(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file as load_torch
+    from safetensors.torch import save_file as save_torch
+
+    path = folder / "model.safetensors"
+    halved = {k: v.to(torch.bfloat16) for k, v in load_torch(path).items()}
+    save_torch(halved, path)
+    checkpoint = Checkpoint(folder)
+    ours, theirs = dict(checkpoint.tensors("np")), dict(checkpoint.tensors("pt"))
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == np.float32
+        np.testing.assert_array_equal(ours[name], tensor.float().numpy())
