@@ -14,8 +14,7 @@ is prompt tokens over the time to the first new token.
 
 Fair play, to be gone through before a figure is believed:
 
-- Versions: those of requirements-peers.txt, the newest when they were written; the record names
-  what really ran.
+- Versions: those of requirements-peers.txt; the record names what really ran.
 - Threads: the same number for all, physical cores by default. OMP_NUM_THREADS and the like are set
   for every process, and each engine is told by its own setting too.
 - Same request: token ids in, token ids out, no tokenizer in between (CTranslate2 takes the
