@@ -69,8 +69,8 @@ class PlainModel:
                 mixed[:, part] = weights / weights.sum(axis=1, keepdims=True) @ v[:, part]
             x = x + attn_proj(mixed)
             hidden = c_fc(_norm(x, *ln_2))
-            hidden = 0.5 * hidden * (
-                1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3))
+            hidden = (
+                0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
             )
             x = x + mlp_proj(hidden.astype(np.float32))
         return self.head(_norm(x, *self.ln_f))
@@ -127,8 +127,15 @@ def test_quantised_models_compute_what_numpy_does(
     made = load(folder, precision)
     (got,) = made.extend([made.open()], [tokens], all_positions=True)
     made.shutdown()
-    # A value that falls on the other side of a rounding boundary is a step of 1/127 off, in
-    # its row and in those that look back at it; all others agree.
+    assert_equal_but_for_rounding(got, want)
+
+
+def assert_equal_but_for_rounding(got: np.ndarray, want: np.ndarray) -> None:
+    """(T, V) logits of the same integer arithmetic with other float roundings.
+
+    An activation that falls on the other side of a rounding boundary is a step of 1/127 off, in
+    its row and in those that look back at it; all others agree.
+    """
     error = np.abs(got - want).max(axis=1) / want.std()
     assert error.max() < 0.1
     assert np.mean(error < 1e-4) > 0.6
@@ -196,10 +203,12 @@ def test_every_path_computes_the_same(tmp_path: Path) -> None:
         want = np.load(folder / f"{precision}-0.npy")
         for title, number in ran[1:]:
             got = np.load(folder / f"{precision}-{number}.npy")
-            if title == "portable":
-                np.testing.assert_allclose(got, want, atol=0.02 * want.std())
-            else:
+            if title != "portable":
                 assert _digest(got) == _digest(want), (title, precision)
+            elif precision in ("int8", "int4"):
+                assert_equal_but_for_rounding(got, want)
+            else:
+                np.testing.assert_allclose(got, want, atol=1e-4 * want.std())
 
 
 def _digest(values: np.ndarray) -> str:
