@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from engine import paths
-from engine.checkpoint import read_config
-from engine.errors import EngineError
+from engine.checkpoint import ModelConfig
+from engine.random_weights import write_random_model
 
 pytestmark = [
     pytest.mark.window,
@@ -157,21 +157,21 @@ def settings(**changes: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(make_model_dir: Any) -> str:
-    """The embedded model, or a random one where there is none yet."""
-    try:
-        read_config(paths.verse_dir())
-        return "verse"
-    except EngineError:
-        return str(make_model_dir(layers=4, width=128, heads=4, context=1024, name="slow"))
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model slow enough to be stopped and killed in the middle of a text."""
+    folder = tmp_path_factory.mktemp("real-model") / "slow"
+    shape = ModelConfig(layers=8, width=512, heads=8, context=1024, vocab_size=8192, inner=2048)
+    write_random_model(folder, shape, paths.verse_dir())
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("real") / "home"
     (home / "config").mkdir(parents=True)
+    # With top_k 1 the text is always the same and long: no drawn end-of-text ends it early.
     (home / "config" / "settings.json").write_text(
-        settings(generation={"max_new_tokens": 100_000}), encoding="utf-8"
+        settings(generation={"max_new_tokens": 100_000, "top_k": 1}), encoding="utf-8"
     )
     return home
 
