@@ -39,7 +39,7 @@ def bench_command(args: argparse.Namespace, config: LoadConfig) -> int:
         if show:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
-    spec, precision = resolve(config.backend, config.precision)
+    spec, precision = resolve(config.backend, config.precision, config.model)
     begun = time.perf_counter()
     backend = load_backend(
         folder,

@@ -31,8 +31,8 @@ def list_command(json: bool = False) -> int:
     console = Console(highlight=False)
     console.print(_table(entries, free))
     console.print(
-        f"fp32, bf16, int8: GB of memory to load and use the model; {human_bytes(free)} are free "
-        "now, * does not fit.",
+        f"{', '.join(PRECISIONS)}: GB of memory to load and use the model; {human_bytes(free)} are "
+        "free now, * does not fit.",
         style="dim",
     )
     for entry in entries:

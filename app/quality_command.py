@@ -21,7 +21,7 @@ from engine.tokenizer import Tokenizer
 def quality_command(args: argparse.Namespace, config: LoadConfig) -> int:
     """Run the command; returns the exit status."""
     folder = catalog.require_local(config.model)
-    spec, precision = resolve(config.backend, config.precision)
+    spec, precision = resolve(config.backend, config.precision, config.model)
     documents = read_documents(args.text)
     if args.limit is not None:
         documents = itertools.islice(documents, args.limit)

@@ -13,10 +13,10 @@ from typing import Literal
 
 from engine import hub_cache, local_models, paths
 from engine.checkpoint import Checkpoint, ModelConfig, read_config
+from engine.config import EMBEDDED
 from engine.errors import CheckpointError, EngineError, ModelNotFoundError
 from engine.memory import human_bytes
 
-EMBEDDED = "verse"
 Source = Literal["embedded", "hub", "local"]
 
 

@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.backends import find
 from engine.checkpoint import ModelConfig
-from engine.config import PRECISIONS
 from engine.errors import ConfigError, OutOfMemoryError
 
 _MB = 1_000_000
@@ -43,33 +43,64 @@ class MemoryEstimate:
 
 
 def estimate_bytes(
-    shape: ModelConfig, precision: str = "fp32", backend: str = "torch"
+    shape: ModelConfig, precision: str = "fp32", backend: str = "native"
 ) -> MemoryEstimate:
-    """What a model of this shape will occupy. Raises ConfigError on an unknown precision."""
-    table = shape.vocab_size * shape.width
-    block = (shape.parameters - table - shape.context * shape.width) // max(1, shape.layers)
+    """What a model of this shape will occupy.
+
+    Raises ConfigError on a precision that the backend does not have.
+    """
+    precisions = find(backend).precisions
+    if precision not in precisions:
+        raise ConfigError(f"precision must be one of {', '.join(precisions)}, not {precision!r}")
     overhead = _OVERHEAD.get(backend, _OVERHEAD_OTHERS)
-    if precision == "int8":
-        weights = _int8_weights(shape)
-        # The embedding waits in fp32 and is quantised last; before that one block at a time is
-        # held in fp32 and transposed.
-        peak = weights + 4 * (table + 2 * block)
-    elif precision in ("fp32", "bf16"):
-        weights = shape.parameters * (4 if precision == "fp32" else 2)
-        # A tensor is read in fp32 and checked before it is kept; the embedding comes first.
-        peak = max(weights + 8 * shape.width * shape.inner, 12 * table)
-    else:
-        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    value_bytes = 2 if precision == "bf16" else 4
+    weights, loading = (_native if backend == "native" else _torch)(shape, precision)
+    # The native engine keeps keys and values in bf16 wherever the weights are not exact.
+    exact_cache = precision == "fp32" or (backend != "native" and precision != "bf16")
     return MemoryEstimate(
         weights=weights,
-        kv_cache=2 * shape.layers * shape.context * shape.width * value_bytes,
+        kv_cache=2 * shape.layers * shape.context * shape.width * (4 if exact_cache else 2),
         overhead=overhead,
-        peak_while_loading=peak + overhead,
+        peak_while_loading=loading + overhead,
     )
 
 
-def _int8_weights(shape: ModelConfig) -> int:
+def _torch(shape: ModelConfig, precision: str) -> tuple[int, int]:
+    """Weights of the PyTorch backend, and the most that loading holds."""
+    table = shape.vocab_size * shape.width
+    block = (shape.parameters - table - shape.context * shape.width) // max(1, shape.layers)
+    if precision == "int8":
+        weights = _torch_int8(shape)
+        # The embedding waits in fp32 and is quantised last; before that one block at a time is
+        # held in fp32 and transposed.
+        return weights, weights + 4 * (table + 2 * block)
+    weights = shape.parameters * (4 if precision == "fp32" else 2)
+    # A tensor is read in fp32 and checked before it is kept; the embedding comes first.
+    return weights, max(weights + 8 * shape.width * shape.inner, 12 * table)
+
+
+def _native(shape: ModelConfig, precision: str) -> tuple[int, int]:
+    """Weights of the native engine, and the most that packing holds.
+
+    Follows engine.native.pack and engine.native.kernels, whose padding is left out.
+    """
+    width, inner = shape.width, shape.inner
+    matrices = shape.layers * (4 * width * width + 2 * width * inner)
+    table = shape.vocab_size * width
+    outputs = shape.layers * (3 * width + width + inner + width) + shape.vocab_size
+    norms_and_positions = 4 * width * (shape.context + 4 * shape.layers + 2)
+    if precision in ("fp32", "bf16"):
+        held = (matrices + table) * (4 if precision == "fp32" else 2)
+        held += 4 * outputs
+    else:
+        held = matrices + table if precision == "int8" else matrices * 9 // 16 + table
+        # The token table in bf16; a scale and a bias for each output.
+        held += 2 * table + 8 * outputs
+    weights = held + norms_and_positions
+    # One tensor is held as it was read, and checked; the largest is the embedding.
+    return weights, weights + 9 * max(table, width * inner)
+
+
+def _torch_int8(shape: ModelConfig) -> int:
     """Matrices in int8 with a scale and zero point a row; embedding and head apart; rest fp32."""
     width, inner = shape.width, shape.inner
     matrices = shape.layers * (4 * width * width + 2 * width * inner)
@@ -80,7 +111,7 @@ def _int8_weights(shape: ModelConfig) -> int:
 
 
 def check_fits(
-    shape: ModelConfig, precision: str, backend: str = "torch", available: int | None = None
+    shape: ModelConfig, precision: str, backend: str = "native", available: int | None = None
 ) -> MemoryEstimate:
     """The estimate, if that much memory is free now; OutOfMemoryError with the numbers if not."""
     estimate = estimate_bytes(shape, precision, backend)
@@ -92,7 +123,7 @@ def check_fits(
         return estimate
     smaller = [
         other
-        for other in PRECISIONS
+        for other in find(backend).precisions
         if estimate_bytes(shape, other, backend).needed - loaded <= free
     ]
     remedy = f"take precision {smaller[0]}" if smaller else "take a smaller model"

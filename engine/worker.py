@@ -331,7 +331,7 @@ class Worker:
         begun = time.perf_counter()
         entry = catalog.find(config.model)
         folder = catalog.require_local(config.model)
-        spec, precision = resolve(config.backend, config.precision)
+        spec, precision = resolve(config.backend, config.precision, config.model)
         shape = read_config(folder)
         tokenizer = Tokenizer(folder, shape.end_of_text)
         try:

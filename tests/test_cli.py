@@ -243,7 +243,7 @@ def test_bad_input_is_one_line_and_a_failure(
         (["generate"], "required"),
         (["generate", "--prompt", "a", "--top-p", "3"], "from 0 to 1"),
         (["generate", "--prompt", "a", "--max-new-tokens", "many"], "max_new_tokens"),
-        (["generate", "--prompt", "a", "--precision", "int3"], "fp32, bf16, int8"),
+        (["generate", "--prompt", "a", "--precision", "int3"], "fp32, bf16, int8, int4"),
         (["generate", "--prompt", "a", "--seed", "-1"], "seed"),
         (["generate", "--prompt", "a", "--colour", "red"], "--colour"),
         (["paint"], "paint"),

@@ -20,9 +20,9 @@ GPT2 = catalog.find("gpt2").shape
 
 
 def test_weights_follow_the_precision() -> None:
-    fp32 = estimate_bytes(GPT2, "fp32")
-    bf16 = estimate_bytes(GPT2, "bf16")
-    int8 = estimate_bytes(GPT2, "int8")
+    fp32 = estimate_bytes(GPT2, "fp32", "torch")
+    bf16 = estimate_bytes(GPT2, "bf16", "torch")
+    int8 = estimate_bytes(GPT2, "int8", "torch")
     assert fp32.weights == 4 * 124_439_808
     assert bf16.weights == 2 * 124_439_808
     # One byte a weight, the embedding twice (table and head), positions and scales in fp32.
@@ -50,8 +50,19 @@ def test_estimate_agrees_with_what_the_backend_holds(tiny_model_dir: Path, preci
     )
     held = backend.info.weight_bytes
     backend.shutdown()
-    estimate = estimate_bytes(read_config(tiny_model_dir), precision)
+    estimate = estimate_bytes(read_config(tiny_model_dir), precision, "torch")
     assert estimate.weights == pytest.approx(held, rel=0.001)
+
+
+@pytest.mark.parametrize("size", ["gpt2", "gpt2-xl"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+def test_native_estimate_agrees_with_the_packed_layout(size: str, precision: str) -> None:
+    from engine.backends.native_backend import kernels_of
+    from engine.native.pack import layout
+
+    shape = catalog.find(size).shape
+    packed = layout(shape, *kernels_of(precision))["end"].offset
+    assert estimate_bytes(shape, precision, "native").weights == pytest.approx(packed, rel=0.01)
 
 
 def test_other_backends_bring_less_along() -> None:
@@ -59,8 +70,10 @@ def test_other_backends_bring_less_along() -> None:
 
 
 def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(ConfigError, match="fp32, bf16, int8"):
-        estimate_bytes(GPT2, "fp7")
+    with pytest.raises(ConfigError, match="fp32, bf16, int8, int4"):
+        estimate_bytes(GPT2, "fp7", "native")
+    with pytest.raises(ConfigError, match="fp32, bf16, int8, not 'int4'"):
+        estimate_bytes(GPT2, "int4", "torch")
 
 
 def test_too_large_a_model_is_refused_with_numbers_and_remedy() -> None:

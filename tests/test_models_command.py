@@ -61,7 +61,7 @@ def test_list_is_readable_at_80_columns(
     assert heading[:8] == [
         "Model", "Params", "Layers", "Width", "Heads", "Context", "Download", "Disk"
     ]  # fmt: skip
-    assert heading[8:] == ["fp32", "bf16", "int8"]
+    assert heading[8:] == ["fp32", "bf16", "int8", "int4"]
     xl = next(row for row in rows if row[:1] == ["gpt2-xl"])
     assert xl == [
         "gpt2-xl",
@@ -91,7 +91,7 @@ def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert models["gpt2"]["parameters"] == 124_439_808
     assert models["gpt2"]["on_disk"] is False
     assert models["verse"]["on_disk"] is True
-    assert set(models["gpt2"]["memory"]) == {"fp32", "bf16", "int8"}
+    assert set(models["gpt2"]["memory"]) == {"fp32", "bf16", "int8", "int4"}
     assert listed["available_bytes"] > 0
 
 

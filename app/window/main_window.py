@@ -41,7 +41,7 @@ from app.window.state import AppState
 from app.window.theme import px
 from app.window.ui import Ui
 from engine import catalog
-from engine.config import LoadConfig
+from engine.config import EMBEDDED, LoadConfig
 from engine.draft import load_draft
 from engine.errors import EngineError
 from engine.history import HistoryStore, open_history
@@ -307,7 +307,7 @@ def first_selection(last: LoadConfig, given: Mapping[str, Any]) -> LoadConfig:
         except EngineError:
             usable = False
         if not usable:
-            last = last.replace(model=catalog.EMBEDDED)
+            last = last.replace(model=EMBEDDED)
     return last.replace(**given)
 
 

@@ -1,7 +1,7 @@
 """Backends by name, imported on demand.
 
-A backend is a module `engine.backends.NAME_backend` with `PRECISIONS` (best first), `REQUIRES`
-(import names) and `load` (see base.BackendFactory). Asking which exist imports none of them.
+A backend is a module `engine.backends.NAME_backend` with `load` (see base.BackendFactory). What
+else is known of it stands here, so that asking which backends exist imports none of them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import cast
 
 from engine.backends.base import Backend, BackendFactory, Progress
-from engine.config import PRECISIONS
+from engine.config import EMBEDDED, PRECISIONS
 from engine.errors import BackendError, ConfigError
 
-__all__ = ["Backend", "BackendSpec", "available", "load_backend", "resolve"]
+__all__ = ["Backend", "BackendSpec", "available", "find", "load_backend", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,14 @@ class BackendSpec:
     title: str
     requires: tuple[str, ...]  # modules that must be importable
     install: str  # what to type where one is missing
-    precisions: tuple[str, ...]
+    precisions: tuple[str, ...]  # from the most exact to the smallest
     default_precision: str
+    embedded_precision: str = "fp32"  # the embedded model is so small that exactness is free
+
+    def precision_for(self, model: str) -> str:
+        """The precision that a model gets where none is asked for."""
+        embedded = model.lower() == EMBEDDED
+        return self.embedded_precision if embedded else self.default_precision
 
     @property
     def missing(self) -> str | None:
@@ -38,11 +44,19 @@ class BackendSpec:
 
 _SPECS = (
     BackendSpec(
-        name="torch",
-        title="PyTorch (transformers)",
-        requires=("torch", "transformers"),
+        name="native",
+        title="the native engine",
+        requires=("numba",),
         install="pip install -r requirements.txt",
         precisions=PRECISIONS,
+        default_precision="int8",
+    ),
+    BackendSpec(
+        name="torch",
+        title="PyTorch",
+        requires=("torch", "transformers"),
+        install="pip install -r requirements.txt",
+        precisions=("fp32", "bf16", "int8"),
         default_precision="fp32",
     ),
 )
@@ -53,8 +67,19 @@ def available() -> tuple[BackendSpec, ...]:
     return _SPECS
 
 
-def resolve(backend: str | None, precision: str | None) -> tuple[BackendSpec, str]:
-    """The backend and precision meant by a LoadConfig, None standing for the default.
+def find(name: str) -> BackendSpec:
+    """A backend by name, installed or not; ConfigError where there is none."""
+    for spec in _SPECS:
+        if spec.name == name:
+            return spec
+    names = ", ".join(spec.name for spec in _SPECS)
+    raise ConfigError(f"there is no backend {name!r}; there are: {names}")
+
+
+def resolve(
+    backend: str | None, precision: str | None, model: str
+) -> tuple[BackendSpec, str]:
+    """The backend and precision meant by a LoadConfig, None standing for the model's default.
 
     Raises ConfigError for an unknown name or a precision the backend does not have, and
     BackendError with the install line where the backend is not installed.
@@ -62,16 +87,12 @@ def resolve(backend: str | None, precision: str | None) -> tuple[BackendSpec, st
     if backend is None:
         spec = next((s for s in _SPECS if s.missing is None), _SPECS[0])
     else:
-        found = [s for s in _SPECS if s.name == backend]
-        if not found:
-            names = ", ".join(s.name for s in _SPECS)
-            raise ConfigError(f"there is no backend {backend!r}; there are: {names}")
-        spec = found[0]
+        spec = find(backend)
     if spec.missing:
         raise BackendError(
             f"backend {spec.name} needs the package {spec.missing}; install it: {spec.install}"
         )
-    precision = precision or spec.default_precision
+    precision = precision or spec.precision_for(model)
     if precision not in spec.precisions:
         raise ConfigError(
             f"backend {spec.name} has no precision {precision}; "
@@ -90,7 +111,7 @@ def load_backend(
     progress: Progress,
 ) -> Backend:
     """Load the model folder into the chosen backend."""
-    spec, precision = resolve(backend, precision)
+    spec, precision = resolve(backend, precision, name)
     progress(f"starting {spec.title}", 0.0)
     module = importlib.import_module(f"engine.backends.{spec.name}_backend")
     factory = cast(BackendFactory, module.load)

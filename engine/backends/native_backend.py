@@ -11,6 +11,7 @@ from typing import Literal, overload
 import numpy as np
 
 from engine.backends.base import Logits, Progress
+from engine.config import PRECISIONS
 from engine.errors import BackendError, ConfigError
 from engine.events import ModelInfo
 from engine.fast_path import DecodeRequest
@@ -23,8 +24,6 @@ from engine.threads import default_threads
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("int8", "int4", "bf16", "fp32")
-REQUIRES = ("numba",)
 
 
 class NativeBackend:
@@ -164,6 +163,7 @@ def load(
             weight_bytes=packed.nbytes,
             weight_bytes_fp32=4 * config.parameters,
             weights_hash=digest,
+            read_bytes=model.streamed_bytes,
             detail=cpu_path().title,
         )
         return NativeBackend(model, info)
