@@ -34,7 +34,12 @@ def large(nbytes: int) -> NDArray[np.uint8]:
     They are given back when the last array over them is gone.
     """
     try:
-        memory = mmap.mmap(-1, max(nbytes, 1))
+        # Private: Linux puts no shared memory into huge pages, and shared is Python's default.
+        if hasattr(mmap, "MAP_PRIVATE"):
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            memory = mmap.mmap(-1, max(nbytes, 1), flags=flags)
+        else:
+            memory = mmap.mmap(-1, max(nbytes, 1))
     except (OSError, ValueError, OverflowError) as error:
         raise _too_much(nbytes) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
