@@ -234,9 +234,12 @@ class Checkpoint:
                 "fetch the model again"
             )
 
-    def tensors(self, framework: str = "np") -> Iterator[tuple[str, Any]]:
+    def tensors(
+        self, framework: str = "np", last: tuple[str, ...] = ()
+    ) -> Iterator[tuple[str, Any]]:
         """(plain name, tensor) one at a time, in the order of `ModelConfig.tensor_shapes`.
 
+        Those named in `last` come at the end, in that order.
         `framework` is safetensors' name: "np" or "pt". numpy has no bfloat16, so with "np" such
         tensors come as float32. Raises CheckpointError where the file cannot be read.
         """
@@ -248,7 +251,8 @@ class Checkpoint:
                     path: stack.enter_context(safe_open(path, framework=framework))
                     for path in {path for path, _ in self._where.values()}
                 }
-                for name in self.config.tensor_shapes():
+                names = [name for name in self.config.tensor_shapes() if name not in last]
+                for name in (*names, *last):
                     path, stored = self._where[name]
                     if framework == "np" and files[path].get_slice(stored).get_dtype() == "BF16":
                         yield name, _bfloat16_as_float32(path, stored)

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import pytest
 
+from tests import native_support  # noqa: F401 - tests and the programs they start share compiled code
+
 # Before anything imports the libraries that read these once, when they are imported.
 _IMPORT_TIME_HOME = tempfile.TemporaryDirectory(prefix="workbench-tests-")
 _HUB_VARIABLES = (

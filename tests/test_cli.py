@@ -48,7 +48,7 @@ def test_json_is_one_object_with_everything(
     assert len(result["token_ids"]) == 25
     assert result["text"] == Tokenizer(tiny_model_dir).decode(result["token_ids"])
     assert result["model"] == str(tiny_model_dir)
-    assert (result["backend"], result["precision"]) == ("torch", "fp32")
+    assert (result["backend"], result["precision"]) == ("native", "int8")
     assert set(result["timings"]) >= {
         "load_s",
         "prefill_s",

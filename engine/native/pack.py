@@ -136,7 +136,8 @@ class _Packer:
 
     def run(self, checkpoint: Checkpoint, progress: Progress) -> None:
         total, done = checkpoint.config.parameters, 0
-        for name, tensor in checkpoint.tensors("np"):
+        # The embedding is the head too, and by far the largest: it does not wait for the others.
+        for name, tensor in checkpoint.tensors("np", last=("wte.weight",)):
             if not np.isfinite(tensor).all():
                 raise checkpoint.not_finite(name)
             self.take(name, np.asarray(tensor, np.float32))
@@ -155,7 +156,7 @@ class _Packer:
                 bits = to_bf16(np.ascontiguousarray(tensor[at : at + _CHUNK]))
                 packed.array("embedding")[at : at + _CHUNK, :width] = bits
         self.waiting[name] = tensor
-        if name == "ln_f.bias":
+        if name == "wte.weight":
             self._norm_and_linear("ln_f", 2 * packed.config.layers, "head", "wte.weight")
         elif name.endswith("attn.c_attn.bias"):
             block, layer = self._block(name)
