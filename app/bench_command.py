@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from engine import catalog, measure
 from engine.backends import load_backend, resolve
 from engine.checkpoint import read_config
 from engine.config import LoadConfig
-from engine.events import ModelInfo
 from engine.memory import human_bytes
 from engine.random_weights import random_model_folder
 
@@ -52,32 +50,21 @@ def bench_command(args: argparse.Namespace, config: LoadConfig) -> int:
     backend.info = replace(backend.info, load_s=time.perf_counter() - begun)
     info = backend.info
     try:
-        # Before and after: the memory's speed drifts, and the best is the ceiling.
-        bandwidths = [_bandwidth(info, progress)]
         record = measure.measure(
             backend,
             work,
             repeats=args.repeats,
             warmup=args.warmup,
+            gauge=lambda: measure.open_gauge(info.read_bytes, info.threads),
             progress=lambda done, total: progress(f"run {done} of {total}"),
         )
-        bandwidths.append(_bandwidth(info, progress))
     finally:
         backend.shutdown()
         progress("")
-    measure.add_roofline(record, max(bandwidths))
     if not args.json:
         print_table(record)
     print(json.dumps(record))
     return 0
-
-
-def _bandwidth(info: ModelInfo, progress: Callable[[str], None]) -> float:
-    """Of reading as many bytes as the weights are, in bytes per second."""
-    from engine.native import roofline
-
-    progress("measuring the memory's bandwidth")
-    return roofline.measure(info.read_bytes, info.threads).bytes_per_s
 
 
 def print_table(record: dict[str, Any]) -> None:
@@ -89,7 +76,7 @@ def print_table(record: dict[str, Any]) -> None:
         "whole run": f"{record['tokens_per_s']:.1f} tokens/s",
         "weights read": f"{human_bytes(record['read_bytes_per_step'])} a step, "
         f"{record['gb_per_s']:.1f} GB/s",
-        "roofline": f"{record['roofline_fraction']:.0%} of {record['bandwidth_gb_per_s']:.1f} GB/s",
+        "roofline": _roofline(record),
         "memory": f"{record['rss_mb']:.0f} MB, at most {record['peak_rss_mb']:.0f} MB",
     }
     print(
@@ -102,3 +89,13 @@ def print_table(record: dict[str, Any]) -> None:
     )
     for label, value in rows.items():
         print(f"  {label:<13} {value}")
+
+
+def _roofline(record: dict[str, Any]) -> str:
+    if record["roofline_fraction"] is None:
+        return f"not measured: {record['roofline_missing']}"
+    samples = record["bandwidths_gb_per_s"]
+    return (
+        f"{record['roofline_fraction']:.0%} of {record['bandwidth_gb_per_s']:.1f} GB/s "
+        f"({min(samples):.1f} to {max(samples):.1f} between the runs)"
+    )
