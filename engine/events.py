@@ -1,7 +1,7 @@
 """What the worker says, as frozen, picklable messages.
 
 Every message carries the id of its job, so that a reader can drop what an older job still says.
-A job's events end with exactly one of `Loaded`, `Downloaded`, `Finished`, `Failed` or `Cancelled`.
+A job's events end with exactly one of `TERMINAL`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class Failed(Event):
 
 @dataclass(frozen=True)
 class Cancelled(Event):
-    """A job that had produced nothing was given up on request (a queued one, a load)."""
+    """A job that had produced nothing was given up: on request (a queued one, a load), or a
+    measurement because there was other work to do."""
 
 
 @dataclass(frozen=True)
@@ -141,5 +142,13 @@ class Downloaded(Event):
     model: str
 
 
-TERMINAL = (Loaded, Finished, Failed, Cancelled, Downloaded)
+@dataclass(frozen=True)
+class Bandwidth(Event):
+    """How fast this machine's memory streams what a token of `model` reads, with its threads."""
+
+    model: ModelInfo
+    bytes_per_s: float
+
+
+TERMINAL = (Loaded, Finished, Failed, Cancelled, Downloaded, Bandwidth)
 """The last event of a job is one of these."""

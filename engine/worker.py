@@ -27,6 +27,7 @@ from engine.decoding import Generation, many_steps, step
 from engine.errors import BackendError, EngineError, ModelNotFoundError, OutOfMemoryError
 from engine.events import (
     TERMINAL,
+    Bandwidth,
     Cancelled,
     Downloaded,
     Event,
@@ -42,6 +43,9 @@ from engine.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 Observer = Callable[[Event], None]
+
+_MEASURE_S = 0.4  # nobody can write meanwhile
+_MEASURE_BYTES = 1_000_000_000  # at most; more takes longer to fill and no cache helps with either
 
 
 class Job:
@@ -123,7 +127,12 @@ class _GenerateCommand:
     requested_at: float
 
 
-_Command = _LoadCommand | _GenerateCommand
+@dataclass
+class _MeasureCommand:
+    job: Job
+
+
+_Command = _LoadCommand | _GenerateCommand | _MeasureCommand
 
 
 class Worker:
@@ -181,6 +190,14 @@ class Worker:
         return self._submit(
             _GenerateCommand(self._new_job(), prompt, config, parent, time.perf_counter())
         )
+
+    def measure_bandwidth(self) -> Job:
+        """Measure how fast the memory streams as many bytes as a token of the model reads.
+
+        Takes about half a second, between texts, never beside one. Bandwidth or Failed;
+        Cancelled where there is anything else to do.
+        """
+        return self._submit(_MeasureCommand(self._new_job()))
 
     def download(self, name: str) -> Job:
         """Fetch a hub model on a thread of its own. Loading ..., then Downloaded, Failed or
@@ -288,6 +305,11 @@ class Worker:
             command = self._pending.popleft()
             if command.job.cancelled:
                 self._publish(command.job, Cancelled(command.job.id))
+            elif isinstance(command, _MeasureCommand):
+                if self._active or waiting or self._pending or not self._inbox.empty():
+                    self._publish(command.job, Cancelled(command.job.id))
+                else:
+                    self._measure(command.job)
             elif waiting:
                 waiting.append(command)
             elif isinstance(command, _LoadCommand):
@@ -355,6 +377,17 @@ class Worker:
         )
         backend.info = replace(backend.info, load_s=time.perf_counter() - begun)
         return _Held(backend, tokenizer, SlotPool(backend))
+
+    def _measure(self, job: Job) -> None:
+        try:
+            if self._held is None:
+                raise ModelNotFoundError("no model is loaded; load one first")
+            model = self._held.backend.info
+            bytes_per_s = _bandwidth(model)
+        except Exception as error:
+            self._publish(job, _failure(job, error, "measuring the memory"))
+        else:
+            self._publish(job, Bandwidth(job.id, model, bytes_per_s))
 
     def _start(self, command: _GenerateCommand) -> None:
         job = command.job
@@ -456,6 +489,24 @@ def _shut_down(held: _Held) -> None:
         held.backend.shutdown()
     except Exception:  # the model is given up either way, and somebody may wait for an answer
         log.exception("%s could not be shut down", held.backend.info.name)
+
+
+def _bandwidth(model: ModelInfo) -> float:
+    """Bytes per second; an EngineError where the model or the free memory does not allow it."""
+    from engine import memory
+
+    wanted = min(model.read_bytes, _MEASURE_BYTES)
+    if wanted <= 0:
+        raise BackendError(f"backend {model.backend} does not say what a token reads")
+    free = memory.available_bytes()
+    if free < 2 * wanted:
+        raise OutOfMemoryError(
+            f"measuring takes {memory.human_bytes(wanted)}, and {memory.human_bytes(free)} are "
+            "free; close other programs"
+        )
+    from engine.native import roofline
+
+    return roofline.measure(wanted, model.threads, _MEASURE_S).bytes_per_s
 
 
 def _failure(job: Job, error: Exception, doing: str) -> Failed:

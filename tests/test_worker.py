@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from engine.config import GenerationConfig, LoadConfig
 from engine.events import (
     TERMINAL,
+    Bandwidth,
     Cancelled,
     Event,
     Failed,
@@ -155,7 +157,7 @@ def test_memory_that_runs_out_while_loading_leaves_the_model_in_place(
         raise MemoryError
 
     hold(ScriptedBackend())
-    monkeypatch.setattr("engine.backends.torch_backend._read_weights", full)
+    monkeypatch.setattr("engine.native.pack.load", full)
     end = load(worker, tiny_model_dir)
     assert isinstance(end, Failed)
     assert "out of memory" in end.message
@@ -318,11 +320,96 @@ def test_a_reader_that_cannot_be_woken_harms_nobody(tiny_model_dir: Path) -> Non
         worker.close()
 
 
+class Roofline:
+    """Stands in for engine.native.roofline.measure and notes what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.asked: list[tuple[int, int, str]] = []
+        self.error = error
+        monkeypatch.setattr("engine.native.roofline.measure", self)
+
+    def __call__(self, buffer_bytes: int, threads: int, seconds: float) -> Any:
+        assert seconds < 1
+        self.asked.append((buffer_bytes, threads, threading.current_thread().name))
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(bytes_per_s=7e9)
+
+
+def reading(nbytes: int, **backend: Any) -> ScriptedBackend:
+    return ScriptedBackend(info=replace(model_info(), read_bytes=nbytes, threads=3), **backend)
+
+
+def test_the_bandwidth_is_measured_on_the_workers_thread(
+    worker: Worker, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roofline = Roofline(monkeypatch)
+    backend = reading(5000)
+    hold(backend)
+    job = worker.measure_bandwidth()
+    assert job.result(10) == Bandwidth(job.id, backend.info, 7e9)
+    assert roofline.asked == [(5000, 3, "worker")]
+    assert list(job) == [Bandwidth(job.id, backend.info, 7e9)]
+    hold(reading(10**10))
+    monkeypatch.setattr("engine.memory.available_bytes", lambda: 10**12)
+    worker.measure_bandwidth().result(10)
+    assert roofline.asked[-1][0] == 10**9  # more would only keep the next text waiting
+
+
+def test_the_bandwidth_is_really_measured(worker: Worker, tiny_model_dir: Path) -> None:
+    loaded = load(worker, tiny_model_dir)
+    end = worker.measure_bandwidth().result(60)
+    assert isinstance(loaded, Loaded) and isinstance(end, Bandwidth)
+    assert end.model == loaded.model and end.bytes_per_s > 0
+
+
+def test_a_measurement_gives_way_to_texts_and_loads(
+    worker: Worker, hold: Hold, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roofline = Roofline(monkeypatch)
+    gate = threading.Semaphore(0)
+    hold(reading(5000, gate=gate))
+    running = worker.generate("a", GREEDY)
+    beside = worker.measure_bandwidth()
+    load_job = worker.load(LoadConfig(model=str(tiny_model_dir), threads=1))
+    before_a_load = worker.measure_bandwidth()
+    gate.release(100)
+    assert isinstance(beside.result(10), Cancelled)
+    assert isinstance(before_a_load.result(10), Cancelled)
+    assert isinstance(running.result(10), Finished)
+    assert isinstance(load_job.result(60), Loaded)
+    assert roofline.asked == []
+
+
+@pytest.mark.parametrize("case", ["no model", "nothing read", "little memory", "broken"])
+def test_a_measurement_that_cannot_be_made_is_one_message_and_the_worker_lives(
+    worker: Worker, hold: Hold, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {
+        "no model": "no model is loaded",
+        "nothing read": "does not say what a token reads",
+        "little memory": "measuring takes 5.00 kB, and 9.99 kB are free",
+        "broken": "unexpected RuntimeError while measuring the memory",
+    }[case]
+    roofline = Roofline(monkeypatch, RuntimeError("no") if case == "broken" else None)
+    if case != "no model":
+        hold(reading(0 if case == "nothing read" else 5000))
+    if case == "little memory":
+        monkeypatch.setattr("engine.memory.available_bytes", lambda: 9990)
+    end = worker.measure_bandwidth().result(10)
+    assert isinstance(end, Failed) and said in end.message
+    assert len(roofline.asked) == (case == "broken")
+    hold(ScriptedBackend())
+    assert isinstance(worker.generate("a", GREEDY).result(10), Finished)
+
+
 def test_closing_a_worker_that_never_ran_answers_too() -> None:
     worker = Worker()
     job = worker.generate("a", GREEDY)
+    measuring = worker.measure_bandwidth()
     worker.close()
     assert isinstance(job.result(10), Cancelled)
+    assert isinstance(measuring.result(10), Cancelled)
     assert isinstance(worker.download("gpt2").result(10), Cancelled)
 
 
