@@ -8,6 +8,7 @@ from app.window.records import Level, Output, Progress
 from app.window.state import AppState, GenerationStatus, ModelStatus
 from engine.config import GenerationConfig, LoadConfig
 from engine.events import (
+    Bandwidth,
     Cancelled,
     Downloaded,
     Failed,
@@ -32,8 +33,9 @@ class Clock:
 
 def model(name: str = "tiny", precision: str = "fp32", context: int = 16) -> ModelInfo:
     return ModelInfo(
-        name, f"/m/{name}", "torch", precision, 2, 1000, 2, 8, 2, context, 300, 4000, 4000, "ab"
-    )
+        name, f"/m/{name}", "native", precision, 2, 1000, 2, 8, 2, context, 300, 4000, 4000, "ab",
+        read_bytes=1_000_000,
+    )  # fmt: skip
 
 
 def timings(count: int, total_s: float) -> Timings:
@@ -367,6 +369,93 @@ def test_slow_prefill_and_eta() -> None:
     progress = Progress(1, "x", "reading", 0.25, started=10.0)
     assert progress.eta(10.1) is None
     assert progress.eta(12.0) == 6.0
+
+
+def write_whole(state: AppState, job: int, tokens_per_s: float = 1000.0) -> None:
+    """A text of eleven tokens at that speed."""
+    start(state, job)
+    at = Timings(prompt_tokens=3, new_tokens=11, decode_s=10 / tokens_per_s, total_s=1.0)
+    state.apply(Finished(job, "length", " x", (1,), at))
+
+
+def measure(state: AppState, job: int, bytes_per_s: float) -> None:
+    assert state.wants_bandwidth
+    state.bind_bandwidth(job)
+    assert not state.wants_bandwidth
+    assert state.apply(Bandwidth(job, model(), bytes_per_s))
+
+
+def test_the_ceiling_is_wanted_after_the_first_text_and_then_known() -> None:
+    state = ready()
+    assert not state.wants_bandwidth and state.read_rate == 0
+    start(state, 2)
+    assert not state.wants_bandwidth
+    state.apply(Finished(2, "cancelled", "", (), Timings()))
+    assert not state.wants_bandwidth  # one token tells no speed
+    write_whole(state, 3)
+    assert state.read_rate == 1e9 and state.of_ceiling is None
+    measure(state, 4, 4e9)
+    assert state.of_ceiling == 0.25
+    write_whole(state, 5, 2000)
+    assert state.of_ceiling == 0.5 and not state.wants_bandwidth
+    assert not state.apply(Bandwidth(4, model(), 1e9))  # late news of a job that is over
+
+
+def test_a_text_above_the_ceiling_has_it_measured_again_after_the_next() -> None:
+    state = ready()
+    write_whole(state, 2)
+    measure(state, 3, 0.5e9)
+    assert state.ceiling.doubted and not state.wants_bandwidth
+    write_whole(state, 4, 400)  # below what was measured, which is no longer believed
+    measure(state, 5, 2e9)
+    assert not state.ceiling.doubted and state.of_ceiling == 0.2
+    write_whole(state, 6, 3000)
+    assert state.ceiling.doubted
+    measure(state, 7, 1e9)  # slower still: only the fastest reading says what the memory can do
+    assert state.ceiling.bytes_per_s == 2e9 and state.ceiling.doubted
+
+
+def test_a_measurement_given_up_comes_after_the_next_text_and_a_failed_one_never() -> None:
+    state = ready()
+    write_whole(state, 2)
+    state.bind_bandwidth(3)
+    state.apply(Cancelled(3))
+    assert not state.wants_bandwidth
+    write_whole(state, 4)
+    assert state.wants_bandwidth
+    state.bind_bandwidth(5)
+    state.apply(Failed(5, "no room"))
+    assert state.banners == [] and state.ceiling.problem == "no room"
+    write_whole(state, 6)
+    assert not state.wants_bandwidth
+
+
+def test_another_model_has_a_ceiling_of_its_own() -> None:
+    state = ready()
+    write_whole(state, 2)
+    state.bind_bandwidth(3)
+    state.request_load(LoadConfig(model="other"))
+    state.bind_load(4)
+    state.apply(Loaded(4, model("other")))
+    assert not state.apply(Bandwidth(3, model(), 4e9))
+    assert state.ceiling.bytes_per_s == 0
+    assert not state.wants_bandwidth  # the text shown is the other model's
+    state.ceiling.bytes_per_s = 4e9
+    assert state.of_ceiling is None
+
+
+def test_what_a_selection_leaves_open_is_compared_as_it_would_be_loaded() -> None:
+    state = ready()
+    assert model().precision == "fp32"
+    state.selection = LoadConfig(model="tiny")  # means native int8
+    assert not state.selection_is_loaded
+    state.selection = LoadConfig(model="tiny", precision="fp32")
+    assert state.selection_is_loaded
+    state.selection = LoadConfig(model="tiny", backend="torch")  # means torch fp32
+    assert not state.selection_is_loaded
+    state.apply(Loaded(9, model("verse")))
+    state.selection = LoadConfig(model="verse")
+    assert state.selection_is_loaded
 
 
 def test_the_same_message_is_one_banner_and_old_ones_give_way() -> None:

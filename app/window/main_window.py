@@ -84,6 +84,8 @@ class MainWindow:
         self._hand_over_keyboard()
         if ui.preferences.unsaved or ui.session.counting:
             inputs.current().redraw_in(0.3)  # both rest a moment before they act
+        if (seconds := ui.session.measures_in) is not None:
+            inputs.current().redraw_in(seconds + 0.01)
 
     def _draw_all(self) -> None:
         ui = self.ui

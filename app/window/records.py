@@ -48,6 +48,17 @@ class Progress:
 
 
 @dataclass
+class Ceiling:
+    """The memory's streaming bandwidth beside the model in memory, and how it comes to be known."""
+
+    bytes_per_s: float = 0.0  # 0 until it has been measured
+    problem: str = ""  # why it will not be known
+    doubted: bool = False  # a text was faster: something else ran while it was measured
+    job: int | None = None  # the measurement under way
+    asked_after: int | None = None  # job of the last text that was followed by a measurement
+
+
+@dataclass
 class Output:
     """The text in the output view and what made it. `text` is new text only."""
 

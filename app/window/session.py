@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MEMORY_EVERY_S = 1.0
 MEMORY_EVERY_IDLE_S = 5.0
 COUNT_EVERY_S = 0.25
+MEASURE_AFTER_S = 1.5  # of rest: who wants another text at once shall not wait for a figure
 
 
 class JobLike(Protocol):
@@ -58,6 +59,7 @@ class WorkerLike(Protocol):
     def generate(
         self, prompt: str, config: GenerationConfig, *, parent: int | None = None
     ) -> JobLike: ...
+    def measure_bandwidth(self) -> JobLike: ...
     def count_tokens(self, text: str) -> int | None: ...
 
 
@@ -97,6 +99,7 @@ class Session:
         self._memory_due = 0.0
         self._count_due = 0.0
         self._counted: tuple[str, ModelInfo | None] | None = None
+        self._rests_since: float | None = None  # since when the bandwidth could be measured
 
     @property
     def busy(self) -> bool:
@@ -114,6 +117,7 @@ class Session:
                 self._jobs = [other for other in self._jobs if other is not job]
         for intent in self.state.take_intents():
             self._carry_out(intent)
+        self._measure_at_rest()
         self._record()
         self._refresh_facts()
 
@@ -172,6 +176,26 @@ class Session:
             self._jobs.append(job)
         elif isinstance(intent, CancelDownload) and intent.name in self._download_jobs:
             self._download_jobs[intent.name].cancel()
+
+    @property
+    def measures_in(self) -> float | None:
+        """Seconds until the bandwidth is measured if nothing happens; None if it is not to be."""
+        if self._rests_since is None:
+            return None
+        return max(0.0, self._rests_since + MEASURE_AFTER_S - self.clock())
+
+    def _measure_at_rest(self) -> None:
+        """Once a text has ended and nothing has followed, see how fast the memory is."""
+        if self.busy or not self.state.wants_bandwidth:
+            self._rests_since = None
+            return
+        if self._rests_since is None:
+            self._rests_since = self.clock()
+        if self.measures_in == 0.0:
+            self._rests_since = None
+            job = self.worker.measure_bandwidth()
+            self.state.bind_bandwidth(job.id)
+            self._jobs.append(job)
 
     def _record(self) -> None:
         """Hand the draft to the recorder and learn where it has put the text shown."""

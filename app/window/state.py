@@ -24,10 +24,12 @@ from app.window.intents import (
     LoadModel,
     StopGeneration,
 )
-from app.window.records import Banner, Level, Output, Progress
+from app.window.records import Banner, Ceiling, Level, Output, Progress
+from app.window.selection import backend_of, precision_of
 from engine.config import GenerationConfig, LoadConfig
 from engine.decoding import fit_prompt
 from engine.events import (
+    Bandwidth,
     Downloaded,
     Event,
     Failed,
@@ -87,6 +89,7 @@ class AppState:
         self.prompt_version = 0  # changes whenever the program, not the user, sets the prompt
         self.prompt_tokens: int | None = None
         self.model: ModelInfo | None = None
+        self.ceiling = Ceiling()
         self.load: Progress | None = None
         self.load_failed = False
         self.downloads: dict[str, Progress] = {}
@@ -162,7 +165,39 @@ class AppState:
         return (
             self.model is not None
             and self.selection.model in (self.model.name, self.model.path)
-            and self.selection.precision in (None, self.model.precision)
+            and backend_of(self.selection).name == self.model.backend
+            and precision_of(self.selection) == self.model.precision
+        )
+
+    @property
+    def read_rate(self) -> float:
+        """Bytes of weights per second that decoding the text shown reads; 0 if not known."""
+        model = self.output.model
+        return model.read_bytes * self.output.timings.decode_tokens_per_s if model else 0.0
+
+    @property
+    def of_ceiling(self) -> float | None:
+        """The part of the memory's bandwidth that reading the weights takes, or None if not known.
+
+        Above 1 the bandwidth was measured while the machine was busy.
+        """
+        if not self.ceiling.bytes_per_s or not self.read_rate or self.output.model != self.model:
+            return None
+        return self.read_rate / self.ceiling.bytes_per_s
+
+    @property
+    def wants_bandwidth(self) -> bool:
+        """Whether a text of the model in memory has ended that the bandwidth is to follow."""
+        ceiling, output = self.ceiling, self.output
+        return (
+            not self.running
+            and ceiling.job is None
+            and not ceiling.problem
+            and (ceiling.doubted or not ceiling.bytes_per_s)
+            and output.model is not None
+            and output.model == self.model
+            and self.read_rate > 0
+            and output.job != ceiling.asked_after
         )
 
     def slow_prefill(self, now: float | None = None) -> bool:
@@ -290,6 +325,10 @@ class AppState:
     def bind_generation(self, job: int) -> None:
         self.generation_job = job
 
+    def bind_bandwidth(self, job: int) -> None:
+        self.ceiling.job = job
+        self.ceiling.asked_after = self.output.job
+
     # Events
 
     def apply_all(self, events: Iterable[Event]) -> None:
@@ -308,9 +347,16 @@ class AppState:
             if event.job_id == download.job:
                 self._apply_download(name, download, event)
                 return True
+        if event.job_id == self.ceiling.job:
+            self._apply_bandwidth(event)
+            return True
         if isinstance(event, Loaded):  # its cancel came too late: it is in memory all the same
-            self.model = event.model
+            self._take_model(event.model)
         return False
+
+    def _take_model(self, model: ModelInfo) -> None:
+        self.model = model
+        self.ceiling = Ceiling()
 
     def _apply_load(self, load: Progress, event: Event) -> None:
         if isinstance(event, Loading):
@@ -321,7 +367,7 @@ class AppState:
         if queued is not None:
             self.generation = GenerationStatus.IDLE
         if isinstance(event, Loaded):
-            self.model = event.model
+            self._take_model(event.model)
             self.load_failed = False
             self.prompt_tokens = None  # another model counts otherwise
             if queued is not None:
@@ -340,6 +386,22 @@ class AppState:
             self.notify(Level.INFO, f"{name} is on this disk now: choose it and load it.")
         elif isinstance(event, Failed):
             self._report(event)
+
+    def _apply_bandwidth(self, event: Event) -> None:
+        ceiling = self.ceiling
+        ceiling.job = None
+        if isinstance(event, Bandwidth):
+            # Other programs can only make it look slower than it is.
+            ceiling.bytes_per_s = max(ceiling.bytes_per_s, event.bytes_per_s)
+            ceiling.doubted = False
+            self._check_ceiling()
+        elif isinstance(event, Failed):
+            ceiling.problem = event.message  # a figure less, and no reason for a banner
+
+    def _check_ceiling(self) -> None:
+        """Doubt a ceiling that a whole text has exceeded."""
+        if (self.of_ceiling or 0.0) > 1.0:
+            self.ceiling.doubted = True
 
     def _apply_generation(self, event: Event) -> None:
         if isinstance(event, Started):
@@ -406,6 +468,7 @@ class AppState:
         self.generation = GenerationStatus.IDLE
         self.stopping = False
         self.prefill = None
+        self._check_ceiling()
 
     def _report(self, event: Failed) -> None:
         self.notify(Level.ERROR, event.message, kind=event.kind, detail=event.detail)

@@ -190,12 +190,31 @@ def combo(
     details: Sequence[str] = (),
     tip: str = "",
     empty: str = "none",
+    beside: bool = False,
 ) -> tuple[bool, int]:
     """A labelled drop-down. `details` are dim second columns of the list.
 
-    Returns whether the user chose, and the index in force. `index` -1 shows `empty`.
+    Returns whether the user chose, and the index in force. `index` -1 shows `empty`. The label
+    stands above the field, or `beside` it, which takes less height.
     """
+    if not beside:
+        label(name, tip)
+        return _combo_field(name, items, index, details, tip, empty)
+    full = imgui.calculate_item_width()
+    start, top = imgui.get_cursor_pos()
+    height = imgui.get_frame_height()
+    with fonts.use("small"):
+        taken = imgui.calc_text_size(name).x + px(12)
+        imgui.set_cursor_pos_y(top + (height - imgui.get_text_line_height()) / 2)
     label(name, tip)
+    imgui.set_cursor_pos((start + taken, top))
+    with item_width(full - taken):
+        return _combo_field(name, items, index, details, tip, empty)
+
+
+def _combo_field(
+    name: str, items: Sequence[str], index: int, details: Sequence[str], tip: str, empty: str
+) -> tuple[bool, int]:
     shown = items[index] if 0 <= index < len(items) else empty
     changed = False
     x, y = imgui.get_cursor_screen_pos()

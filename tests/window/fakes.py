@@ -51,6 +51,9 @@ class FakeWorker:
     ) -> FakeJob:
         return self._job("generate", prompt, config, parent)
 
+    def measure_bandwidth(self) -> FakeJob:
+        return self._job("measure")
+
     def count_tokens(self, text: str) -> int | None:
         return len(text.split())
 
@@ -72,7 +75,7 @@ def tiny_model(name: str = "tiny", precision: str = "fp32", context: int = 16) -
     return ModelInfo(
         name=name,
         path=f"/models/{name}",
-        backend="torch",
+        backend="native",
         precision=precision,
         threads=2,
         parameters=1000,
@@ -84,4 +87,6 @@ def tiny_model(name: str = "tiny", precision: str = "fp32", context: int = 16) -
         weight_bytes=1000 if precision == "int8" else 4000,
         weight_bytes_fp32=4000,
         weights_hash="ab",
+        read_bytes=1_000_000,
+        detail="AVX2",
     )

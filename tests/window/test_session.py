@@ -13,7 +13,17 @@ from app.window.past import Past
 from app.window.session import Session
 from app.window.state import AppState, GenerationStatus, ModelStatus
 from engine.config import GenerationConfig, LoadConfig
-from engine.events import Downloaded, Failed, Finished, Loaded, Started, Timings, Token
+from engine.events import (
+    Bandwidth,
+    Cancelled,
+    Downloaded,
+    Failed,
+    Finished,
+    Loaded,
+    Started,
+    Timings,
+    Token,
+)
 from engine.history import HistoryStore
 from tests.window.fakes import FakeRecorder, FakeWorker, tiny_model
 
@@ -112,6 +122,54 @@ def test_load_and_download_are_cancelled_through_their_jobs(bench: Bench) -> Non
     bench.state.cancel_download("gpt2")
     bench.session.tick()
     assert load.cancelled and download.cancelled
+
+
+def finish(bench: Bench, job_id: int) -> None:
+    timings = Timings(prompt_tokens=2, new_tokens=11, decode_s=0.01, total_s=0.02)
+    bench.worker.jobs[-1].put(Finished(job_id, "length", " sets", (5,), timings))
+    bench.session.tick()
+
+
+def test_the_bandwidth_is_measured_once_when_the_worker_rests(bench: Bench) -> None:
+    bench.load()
+    bench.now = 50.0
+    bench.session.tick()
+    assert bench.session.measures_in is None
+    finish(bench, bench.start())
+    assert bench.session.measures_in == 1.5
+    bench.now += 1.0
+    finish(bench, bench.start())  # another text: it rests anew
+    bench.now += 1.4
+    bench.session.tick()
+    assert all(job.asked != ("measure",) for job in bench.worker.jobs)
+    bench.now += 0.2
+    bench.session.tick()
+    job = bench.worker.jobs[-1]
+    assert job.asked == ("measure",) and bench.session.measures_in is None
+    assert not bench.session.busy
+    bench.now += 60
+    bench.session.tick()
+    assert bench.worker.jobs[-1] is job
+    job.put(Bandwidth(job.id, tiny_model(), 2e9))
+    bench.session.tick()
+    assert bench.state.of_ceiling == 0.5
+    bench.now += 60
+    bench.session.tick()
+    assert bench.worker.jobs[-1] is job
+
+
+def test_a_download_does_not_spoil_the_measurement(bench: Bench) -> None:
+    bench.load()
+    finish(bench, bench.start())
+    bench.state.request_download("gpt2")
+    bench.session.tick()
+    download = bench.worker.jobs[-1]
+    bench.now += 60
+    bench.session.tick()
+    assert bench.worker.jobs[-1] is download
+    download.put(Cancelled(download.id))
+    bench.session.tick()
+    assert bench.session.measures_in == 1.5
 
 
 def test_the_catalogue_is_read_again_after_a_download(

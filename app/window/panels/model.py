@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import imgui
 
-from app.window import fonts, inputs, theme, widgets
+from app.window import fonts, inputs, selection, theme, widgets
 from app.window import format as fmt
 from app.window.clipboard import clean_text
 from app.window.facts import ModelChoice, short_name
-from app.window.records import Progress
+from app.window.records import Level, Progress
 from app.window.state import ModelStatus
 from app.window.theme import px
 from app.window.ui import Ui, overlay
@@ -19,12 +19,17 @@ PRECISION_LABELS = {
     "fp32": "Disabled: fp32",
     "bf16": "Disabled: bf16",
     "int8": "Enabled: int8 dynamic",
+    "int4": "Enabled: int4",
 }
 OPEN_FOLDER = "Open folder..."
-_PRECISION_TIP = (
-    "fp32 is the exact reference. bf16 halves the memory. int8 stores each weight in one byte "
-    "and quantises the activations as it runs: a quarter of the memory, a little less exact."
-)
+_PRECISION_TIPS = {
+    "fp32": "fp32 is the exact reference.",
+    "bf16": "bf16 halves the memory.",
+    "int8": "int8 stores each weight in one byte and quantises the activations as it runs: a "
+    "quarter of the memory, a little less exact.",
+    "int4": "int4 stores it in half a byte: the smallest and the fastest, and less exact.",
+}
+_BACKEND_TIP = "What runs the model. Automatic takes the first of the list that is installed."
 
 
 class ModelPanel:
@@ -38,7 +43,8 @@ class ModelPanel:
         width = imgui.get_content_region_available_width()
         with widgets.item_width(width):
             self._model(ui)
-            self._precision(ui)
+            _precision(ui)
+            _backend(ui)
             _estimate(ui)
             _download(ui, width)
             _load(ui, width)
@@ -68,21 +74,6 @@ class ModelPanel:
             ui.session.refresh_memory()
         elif changed:
             ui.overlay, self._focus_frames = "folder", 3
-
-    def _precision(self, ui: Ui) -> None:
-        state = ui.state
-        keys = list(PRECISION_LABELS)
-        current = state.selection.precision or _default_precision(state.selection.backend)
-        changed, index = widgets.combo(
-            "Quantisation",
-            list(PRECISION_LABELS.values()),
-            keys.index(current) if current in keys else -1,
-            tip=_PRECISION_TIP,
-        )
-        ui.mark("precision")
-        if changed:
-            state.selection = state.selection.replace(precision=keys[index])
-            ui.session.refresh_memory()
 
     def draw_dialog(self, ui: Ui) -> None:
         """The path of a model folder, typed or pasted."""
@@ -121,9 +112,53 @@ def _where(choice: ModelChoice) -> str:
     return f"{human_bytes(choice.entry.download_bytes)} download"
 
 
-def _default_precision(backend: str | None) -> str:
-    specs = [spec for spec in available() if backend in (None, spec.name)]
-    return specs[0].default_precision if specs else "fp32"
+def _precision(ui: Ui) -> None:
+    state = ui.state
+    keys = selection.backend_of(state.selection).precisions
+    current = selection.precision_of(state.selection)
+    changed, index = widgets.combo(
+        "Quantisation",
+        [PRECISION_LABELS[key] for key in keys],
+        keys.index(current) if current in keys else -1,
+        tip=" ".join(_PRECISION_TIPS[key] for key in keys),
+        empty=f"{current}: not on this backend",
+    )
+    ui.mark("precision")
+    if changed:
+        state.selection = state.selection.replace(precision=keys[index])
+        ui.session.refresh_memory()
+
+
+def _backend(ui: Ui) -> None:
+    state = ui.state
+    chosen = state.selection.backend
+    keys: list[str | None] = [None]
+    items, details = [f"Automatic ({selection.automatic().name})"], [""]
+    for spec in available():
+        keys.append(spec.name)
+        items.append(selection.title(spec))
+        details.append("not installed" if selection.missing(spec.name) else "")
+    changed, index = widgets.combo(
+        "Backend",
+        items,
+        keys.index(chosen) if chosen in keys else -1,
+        details=details,
+        tip=_BACKEND_TIP,
+        empty=f"{chosen}: unknown",
+        beside=True,
+    )
+    ui.mark("backend")
+    if not changed:
+        return
+    name = keys[index]
+    if name is not None and (lacking := selection.missing(name)):
+        install = next(spec.install for spec in available() if spec.name == name)
+        state.notify(
+            Level.WARNING, f"{items[index]} needs the package {lacking}; install it: {install}"
+        )
+        return
+    state.selection = selection.with_backend(state.selection, name)
+    ui.session.refresh_memory()
 
 
 def _estimate(ui: Ui) -> None:
@@ -133,13 +168,17 @@ def _estimate(ui: Ui) -> None:
     free = facts.available_bytes
     if chosen is None or not free:
         return
-    backend = state.selection.backend or available()[0].name
-    precision = state.selection.precision or _default_precision(state.selection.backend)
-    estimate = chosen.estimate(precision, backend)
+    backend = selection.backend_of(state.selection)
+    precision = selection.precision_of(state.selection)
+    if precision not in backend.precisions:
+        return  # loading will say so
+    estimate = chosen.estimate(precision, backend.name)
     fits = estimate.needed <= free
+    smallest = backend.precisions[-1]
+    remedy = "a smaller model" if precision == smallest else f"{smallest} or a smaller model"
     widgets.small(
         f"needs about {human_bytes(estimate.needed)} of {human_bytes(free)} free"
-        + ("" if fits else ": too much; take int8 or a smaller model"),
+        + ("" if fits else f": too much; take {remedy}"),
         "dim" if fits else "warn",
     )
     widgets.tooltip(

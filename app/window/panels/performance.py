@@ -11,6 +11,9 @@ from app.window.theme import px
 from app.window.ui import Ui
 from engine.memory import human_bytes
 
+SETTLED_TOKENS = 8
+BUSY = "over 100%: measured while busy"
+
 
 def draw(ui: Ui) -> None:
     """Tokens per second large, its curve, and the figures apart."""
@@ -34,6 +37,13 @@ def _figures(ui: Ui) -> None:
     none = "\u2013"
     read = timings.prompt_tokens
     cached = f", {timings.cached_tokens} kept" if timings.cached_tokens else ""
+    _row(
+        "Weights read",
+        f"{human_bytes(state.read_rate)}/s" if state.read_rate else none,
+        "Bytes of weights that one token reads, times the tokens per second after the first.",
+    )
+    _row("Of the ceiling", *_ceiling(ui))
+    ui.mark("ceiling")
     _row(
         "Inference time",
         fmt.duration(timings.total_s) if timings.total_s else none,
@@ -61,6 +71,16 @@ def _figures(ui: Ui) -> None:
     )
     _row("Model", short_name(model.name) if model else none, model.path if model else "")
     _row("Precision", model.precision if model else none, "How the weights are held.")
+    _row(
+        "Backend",
+        f"{model.backend}, {fmt.plural(model.threads, 'thread')}" if model else none,
+        "What runs the model.",
+    )
+    _row(
+        "CPU path",
+        (model.detail or none) if model else none,
+        "The processor's instructions, or the libraries, that the backend works with.",
+    )
     _row("Weights", _weights(ui), "Bytes of the weights in memory, and in fp32.")
     resident = ui.session.facts.resident_bytes
     _row(
@@ -84,6 +104,34 @@ def _hero(rate: str) -> None:
     widgets.tooltip(
         "While it writes: of the last few tokens. Afterwards: of the tokens after the first one."
     )
+
+
+def _ceiling(ui: Ui) -> tuple[str, str]:
+    """How near the memory's limit it writes, and what that means or when it will be known."""
+    state, ceiling = ui.state, ui.state.ceiling
+    fraction = state.of_ceiling
+    figure = f"{human_bytes(ceiling.bytes_per_s)}/s"
+    if state.model is not None and not state.model.read_bytes:
+        when = "This backend does not say how many bytes it reads."
+    elif ceiling.problem:
+        when = f"It could not be measured: {ceiling.problem}."
+    elif ceiling.job is not None:
+        when = "It is being measured now."
+    elif not ceiling.bytes_per_s:
+        when = "It is measured once, about two seconds after a text has ended."
+    else:
+        when = f"Measured here: {figure}."
+    about = (
+        "The part of the memory's streaming bandwidth that reading the weights takes. Each token "
+        "reads all weights once, so the bandwidth is the ceiling of its speed (the roofline)."
+    )
+    # The first few tokens say nothing: they come in batches.
+    settled = not state.running or state.output.timings.new_tokens >= SETTLED_TOKENS
+    if ceiling.doubted or (fraction is not None and fraction > 1.0 and settled):
+        when = f"{figure} was measured while busy; it is measured again after the next text."
+        return BUSY, f"{about}\n\n{when}"
+    shown = f"{fraction:.0%}" if fraction is not None and settled else "\u2013"
+    return shown, f"{about}\n\n{when}"
 
 
 def _weights(ui: Ui) -> str:
