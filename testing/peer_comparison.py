@@ -38,7 +38,10 @@ Fair play, to be gone through before a figure is believed:
   fp32 weights executed as f32 and as bf16; int8 per row; int4 in groups of 64 with an int8 head;
   for int8 and int4 the execution precision and the cache's (u8 by default) are its own choice.
 - GB/s are those of the matrices a step has to read, scales included, by decode time alone; the
-  same formula for all.
+  same formula for all. Keys and values are read too and not counted.
+- The roofline column: the memory's bandwidth, over a buffer as large as our weights of that
+  precision, is sampled between the runs, because it drifts within seconds; each run is held
+  against the larger of the samples before and after it.
 - A peer more than 10 % below the figures known for it, scaled to this machine, is flagged: then
   the comparison is suspect, not the peer.
 """
@@ -50,16 +53,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine import atomic, machine  # noqa: E402
+from engine import atomic, machine, measure  # noqa: E402
 from engine.checkpoint import ModelConfig, read_config, weights_hash  # noqa: E402
+from engine.errors import BackendError, OutOfMemoryError  # noqa: E402
 from engine.threads import default_threads  # noqa: E402
 from testing.peers import environment, report  # noqa: E402
 from testing.peers.catalog import ENTRANTS, FAMILIES, OURS, PEERS, Entrant, select  # noqa: E402
@@ -93,15 +97,21 @@ def take_turns(
     runs: int,
     pause_s: float,
     failures: dict[str, str],
-) -> dict[str, list[RunResult]]:
+    sample: Callable[[], float] | None = None,
+) -> dict[str, list[report.Measured]]:
     """Let every worker do the work `runs` times, alternating, after a warm-up.
 
+    `sample` reads the memory's bandwidth in bytes/s: before each counted run, and after the last.
     A worker that fails is named in `failures` and takes no further part in this work.
     """
     results: dict[str, list[RunResult]] = {name: [] for name in workers}
+    places: dict[str, list[int]] = {name: [] for name in workers}  # the sample before each run
+    samples: list[float] = []
     for round_ in range(-WARM_UPS, runs):
         for name in order(list(results), round_):
             time.sleep(pause_s)
+            if sample and round_ >= 0:
+                samples.append(sample() / 1e9)
             try:
                 done = workers[name].run(
                     work.prompts(vocab_size, WARM_UPS + round_), work.new_tokens
@@ -113,19 +123,32 @@ def take_turns(
                 continue
             if round_ >= 0:
                 results[name].append(done)
+                places[name].append(len(samples) - 1)
                 say(f"  round {round_ + 1} {name}: {work.tokens_per_s(done):,.1f} tokens/s")
-    return results
+    if samples and sample:
+        time.sleep(pause_s)
+        samples.append(sample() / 1e9)
+    return {
+        name: [
+            report.Measured(result, tuple(samples[at : at + 2]) if samples else ())
+            for result, at in zip(done, places[name], strict=True)
+        ]
+        for name, done in results.items()
+    }
 
 
 def groups(
     entrants: Sequence[Entrant], shape: ModelConfig, room_bytes: float
 ) -> list[list[Entrant]]:
-    """Entrants that are loaded together: a family, in parts if memory is short, ours in each."""
+    """Entrants that are loaded together: a family, in parts if memory is short, ours in each.
+
+    The bandwidth gauge takes as much as our weights beside them.
+    """
     found: list[list[Entrant]] = []
     for family in FAMILIES:
         ours = [e for e in entrants if e.family == family and e.engine == OURS]
         peers = [e for e in entrants if e.family == family and e.engine != OURS]
-        own = sum(_bytes_held(e, shape) for e in ours)
+        own = sum(_bytes_held(e, shape) + e.bytes_per_pass(shape) for e in ours)
         parts: list[list[Entrant]] = [[]]
         for peer in peers:
             held = own + sum(_bytes_held(e, shape) for e in [*parts[-1], peer])
@@ -176,13 +199,6 @@ def loaded(
             worker.close()
 
 
-def bandwidth(weight_bytes: float, threads: int) -> float:
-    """Streaming reads of this machine over a buffer as large as the weights, in GB/s."""
-    from engine.native import roofline
-
-    return roofline.measure(int(weight_bytes), threads).bytes_per_s / 1e9
-
-
 def compare(
     name: str,
     folder: Path,
@@ -201,28 +217,32 @@ def compare(
     room = MEMORY_SHARE * psutil.virtual_memory().available
     for together in groups(entrants, shape, room):
         say(f"{name}: {', '.join(e.key for e in together)}")
-        with loaded(together, folder, digest, threads, logs, failures) as workers:
-            # Before and after, the better one: what the memory gives varies where it is shared.
-            size = together[0].bytes_per_pass(shape)
-            before = bandwidth(size, threads)
-            done = {}
+        with ExitStack() as stack:
+            workers = stack.enter_context(
+                loaded(together, folder, digest, threads, logs, failures)
+            )
+            sample = None
+            try:
+                size = int(together[0].bytes_per_pass(shape))
+                sample = stack.enter_context(measure.open_gauge(size, threads)).sample
+            except (OutOfMemoryError, BackendError) as error:
+                failures[f"roofline of {name}, {together[0].family}"] = str(error)
+                say(f"  no roofline: {error}")
             for work in works:
                 say(f"{name}: {work.title}")
-                done[work] = take_turns(work, workers, shape.vocab_size, runs, PAUSE_S, failures)
-            best = max(before, bandwidth(size, threads))
-            for work, results in done.items():
+                results = take_turns(
+                    work, workers, shape.vocab_size, runs, PAUSE_S, failures, sample
+                )
                 ours = next((r for key, r in results.items() if key.startswith(OURS)), None)
                 rows += [
-                    report.row(name, shape, work, e, results[e.key], ours, best)
+                    report.row(name, shape, work, e, results[e.key], ours)
                     for e in together
                     if e.key in results
                 ]
-    known = [r.bandwidth_gb_s for r in rows if r.bandwidth_gb_s]
-    measured = max(known) if known else None
     return [
         marked
         for work in works
-        for marked in report.flagged(_once(r for r in rows if r.work == work.name), measured)
+        for marked in report.flagged(_once(r for r in rows if r.work == work.name))
     ]
 
 

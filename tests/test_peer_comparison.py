@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from testing.peers.catalog import ENTRANTS, FAMILIES, OURS, PEERS, Entrant, sele
 from testing.peers.gguf_file import gguf_name, is_transposed
 from testing.peers.onnx_graph import BLOCK_SIZE, quantise
 from testing.peers.protocol import PeerFailed, PeerProcess, RunResult
+from testing.peers.report import Measured
 from testing.peers.works import WORKS, Work
 
 ROOT = Path(__file__).parents[1]
@@ -56,10 +58,11 @@ def entrant(key: str) -> Entrant:
     return next(e for e in ENTRANTS if e.key == key)
 
 
-def a_row(key: str, tokens_per_s: float, work: str = "decode", model: str = "gpt2") -> report.Row:
+def a_row(key: str, tokens_per_s: float, *bandwidths_gb_s: float) -> report.Row:
     e = entrant(key)
-    result = RunResult(seconds=128 / tokens_per_s, first_token_s=0.1, tokens=[])
-    return report.row(model, SHAPE, WORKS[work], e, [result], None, None)
+    result = RunResult(seconds=128 / tokens_per_s, first_token_s=0.0, tokens=[])
+    runs = [Measured(result, bandwidths_gb_s)]
+    return report.row("gpt2", SHAPE, WORKS["decode"], e, runs, None)
 
 
 # ---- arithmetic -----------------------------------------------------------------------------
@@ -94,30 +97,44 @@ def test_bytes_per_pass_are_those_of_the_known_size() -> None:
 
 def test_a_row_sums_up_its_runs() -> None:
     e = entrant("openvino int8")
-    its = [RunResult(s, 0.1, []) for s in (0.5, 0.4, 0.8)]
-    ours = [RunResult(s, 0.1, []) for s in (0.25, 0.4, 0.2)]
-    row = report.row("gpt2", SHAPE, WORKS["decode"], e, its, ours, bandwidth_gb_s=50.0)
+    samples = [(60.0, 50.0), (50.0, 100.0), (100.0, 40.0)]
+    its = [
+        Measured(RunResult(s, 0.1, []), pair)
+        for s, pair in zip((0.5, 0.4, 0.8), samples, strict=True)
+    ]
+    ours = [Measured(RunResult(s, 0.1, [])) for s in (0.25, 0.4, 0.2)]
+    row = report.row("gpt2", SHAPE, WORKS["decode"], e, its, ours)
     assert row.tokens_per_s == pytest.approx(128 / 0.5)
     assert (row.lowest_tokens_per_s, row.highest_tokens_per_s) == pytest.approx((160, 320))
     assert row.decode_tokens_per_s == pytest.approx(127 / 0.4)
     assert row.gb_per_s == pytest.approx(127 / 0.4 * e.bytes_per_pass(SHAPE) / 1e9)
-    assert row.roofline_fraction == pytest.approx(row.gb_per_s / 50)
+    gb = 127 * e.bytes_per_pass(SHAPE) / 1e9
+    assert row.roofline_fractions == pytest.approx((gb / 0.4 / 60, gb / 0.3 / 100, gb / 0.7 / 100))
+    assert row.roofline_fraction == pytest.approx(gb / 0.3 / 100)
+    assert row.bandwidths_gb_s == (60, 50, 50, 100, 100, 40)
+    assert row.bandwidth_gb_s == 55
     assert row.ours_over_it == pytest.approx(2.0)  # of 2, 1 and 4
 
 
 def test_more_than_the_memory_can_deliver_is_remarked_on() -> None:
-    results = [RunResult(1.0, 0.5, [])]
-    rows = [
-        report.row("gpt2", SHAPE, WORKS["decode"], entrant("ours fp32"), results, None, limit)
-        for limit in (1.0, 1000.0)
-    ]
+    rows = [a_row("ours fp32", 128.0, limit, limit) for limit in (1.0, 1000.0)]
     assert report.remarks(rows[1:]) == []
     assert "the gauge is wrong" in report.remarks(rows)[0]
 
 
+def test_a_machine_that_was_not_quiet_is_remarked_on_by_family() -> None:
+    """Families are gauged with buffers of their own, so two of them may differ."""
+    rows = [a_row("ours fp32", 10, 40, 44), a_row("ours int8", 10, 60, 70)]
+    assert report.remarks(rows) == []
+    rows += [a_row("openvino int8", 10, 50, 60)]
+    (remark,) = report.remarks(rows)
+    assert remark.startswith("the machine was not quiet: ") and "50.0 to 70.0 GB/s" in remark
+    assert "int8" in remark and "fp32" not in remark
+
+
 def test_decode_of_a_batch_counts_all_sequences() -> None:
-    results = [RunResult(1.0, 0.5, [])]
-    row = report.row("gpt2", SHAPE, WORKS["concurrent"], entrant("ours int8"), results, None, None)
+    runs = [Measured(RunResult(1.0, 0.5, []))]
+    row = report.row("gpt2", SHAPE, WORKS["concurrent"], entrant("ours int8"), runs, None)
     assert row.tokens_per_s == 640
     assert row.decode_tokens_per_s == pytest.approx(10 * 63 / 0.5)
     assert row.gb_per_s == pytest.approx(
@@ -129,18 +146,25 @@ def test_decode_of_a_batch_counts_all_sequences() -> None:
 # ---- suspicion ------------------------------------------------------------------------------
 
 
-def test_a_slow_peer_is_flagged_by_bandwidth() -> None:
+def test_a_slow_peer_is_flagged_by_the_bandwidth_beside_its_runs() -> None:
     measured = {"openvino int8": 145.0, "llama.cpp Q8_0": 100.0, "ours int8": 1.0}
     half = reference.BANDWIDTH_GB_S / 2
-    assert reference.suspicious("gpt2", "decode", measured, half) == {"llama.cpp Q8_0": 120.0}
-    assert not reference.suspicious("gpt2", "decode", measured, half * 0.9)
+    found = reference.suspicious("gpt2", "decode", measured, dict.fromkeys(measured, half))
+    assert found == {"llama.cpp Q8_0": 120.0}
+    slower = {"openvino int8": half, "llama.cpp Q8_0": half * 0.9}
+    assert not reference.suspicious("gpt2", "decode", measured, slower)
+
+
+def test_the_reference_bandwidth_is_that_of_the_figures() -> None:
+    """They were taken at 48 to 58 GB/s, and a gauge that reports means is compared with it."""
+    assert reference.BANDWIDTH_GB_S == (48 + 58) / 2
 
 
 def test_without_bandwidth_peers_are_held_against_each_other() -> None:
     measured = {"openvino int8": 145.0, "llama.cpp Q8_0": 120.0, "ctranslate2 int8": 20.0}
-    assert reference.suspicious("gpt2", "decode", measured, None) == {"ctranslate2 int8": 43.5}
+    assert reference.suspicious("gpt2", "decode", measured, {}) == {"ctranslate2 int8": 43.5}
     del measured["llama.cpp Q8_0"]
-    assert reference.suspicious("gpt2", "decode", measured, None) == {}
+    assert reference.suspicious("gpt2", "decode", measured, {}) == {}
 
 
 def test_prefill_is_not_scaled_by_bandwidth() -> None:
@@ -148,7 +172,8 @@ def test_prefill_is_not_scaled_by_bandwidth() -> None:
     assert expected["openvino int8"] == pytest.approx(512 / 0.099)
     measured = {key: value / 3 for key, value in expected.items()}
     measured["llama.cpp Q4_0"] /= 2
-    assert list(reference.suspicious("gpt2", "prefill", measured, 1000.0)) == ["llama.cpp Q4_0"]
+    fast = dict.fromkeys(measured, 1000.0)
+    assert list(reference.suspicious("gpt2", "prefill", measured, fast)) == ["llama.cpp Q4_0"]
 
 
 @pytest.mark.parametrize("work", WORKS)
@@ -158,8 +183,8 @@ def test_reference_figures_name_real_entrants(model: str, work: str) -> None:
 
 
 def test_the_table_marks_the_best_peer_and_the_suspicious_one() -> None:
-    rows = [a_row("ours int8", 400), a_row("openvino int8", 290), a_row("llama.cpp Q8_0", 100)]
-    rows = report.flagged(rows, reference.BANDWIDTH_GB_S)
+    rates = {"ours int8": 400, "openvino int8": 290, "llama.cpp Q8_0": 100}
+    rows = report.flagged([a_row(k, v, reference.BANDWIDTH_GB_S) for k, v in rates.items()])
     best = report.best_peers(rows)
     assert best["int8"].key == "openvino int8"
     notes = {r.key: report.cells(r, best)[-1] for r in rows}
@@ -226,6 +251,48 @@ def test_runs_alternate_forwards_and_backwards_with_one_prompt_a_round() -> None
     assert all(len(prompts) == 1 for prompts in rounds)
     assert len(set.union(*rounds)) == 4
     assert {name: len(done) for name, done in results.items()} == {"a": 2, "b": 2, "c": 2}
+    assert all(run.bandwidths_gb_s == () for done in results.values() for run in done)
+
+
+def test_every_counted_run_has_the_samples_beside_it() -> None:
+    log: list[tuple[str, int]] = []
+    taken: list[str] = []
+
+    def sample() -> float:
+        taken.append("".join(name for name, _ in log))
+        return len(taken) * 1e9
+
+    workers = {name: Recorder(name, log, fails_at=2 if name == "b" else 99) for name in "ab"}
+    results = comparison.take_turns(WORK, workers, 1000, 3, 0.0, {}, sample)
+    # Warm-up without samples; b fails in the first counted round and the others keep their own.
+    assert taken == ["abba", "abbaa", "abbaa", "abbaaa", "abbaaaa"]
+    assert [run.bandwidths_gb_s for run in results["a"]] == [(1, 2), (3, 4), (4, 5)]
+
+
+def test_without_room_for_the_gauge_the_comparison_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[tuple[str, int]] = []
+    ours = entrant("ours int8")
+
+    @contextmanager
+    def loaded(*args: object) -> Iterator[dict[str, Recorder]]:
+        yield {ours.key: Recorder("a", log)}
+
+    models.write_proof_model(tmp_path / "model", TINY)
+    monkeypatch.setattr(comparison, "loaded", loaded)
+    monkeypatch.setattr(comparison, "PAUSE_S", 0.0)
+    monkeypatch.setattr("engine.memory.available_bytes", lambda: 1000)
+    failures: dict[str, str] = {}
+    (row,) = comparison.compare(
+        "tiny", tmp_path / "model", [ours], [WORK], 2, 1, tmp_path, failures
+    )
+    assert row.runs == 2 and row.roofline_fraction is None and row.bandwidth_gb_s is None
+    (why,) = failures.values()
+    assert list(failures) == ["roofline of tiny, int8"] and "gauge needs" in why
+    monkeypatch.setattr("engine.memory.available_bytes", lambda: 1_000_000_000)
+    (row,) = comparison.compare("tiny", tmp_path / "model", [ours], [WORK], 2, 1, tmp_path, {})
+    assert len(row.roofline_fractions) == 2 and len(row.bandwidths_gb_s) == 4
 
 
 def test_a_worker_that_fails_is_named_and_the_others_go_on() -> None:

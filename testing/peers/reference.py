@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-BANDWIDTH_GB_S = 55.0  # streaming reads there, both threads
+BANDWIDTH_GB_S = 53.0  # streaming reads there, both threads: the middle of 48 to 58
 TOLERANCE = 0.9
 DECODE_MODELS = {
     "gpt2": {
@@ -68,20 +68,27 @@ def figures(model: str, work: str) -> dict[str, float]:
 
 
 def suspicious(
-    model: str, work: str, measured: Mapping[str, float], bandwidth_gb_s: float | None
+    model: str, work: str, measured: Mapping[str, float], bandwidths_gb_s: Mapping[str, float]
 ) -> dict[str, float]:
     """Entrants more than 10 % below their figure scaled to this machine, with what was expected.
 
-    `measured` maps entrants to tokens/s. Decoding is scaled by memory bandwidth. Prefill and
-    batches are bound by arithmetic, and bandwidth may not be known: then the scale is what the
-    peers have in common, the median of measured over expected, so that one that lags behind the
-    others stands out; that takes at least three.
+    `measured` maps entrants to tokens/s, `bandwidths_gb_s` to the memory's mean bandwidth beside
+    their runs, by which decoding is scaled. Prefill and batches are bound by arithmetic, and
+    bandwidth may not be known: then the scale is what the peers have in common, the median of
+    measured over expected, so that one that lags behind the others stands out; that takes at
+    least three.
     """
     expected = {k: v for k, v in figures(model, work).items() if k in measured}
-    if work == "decode" and bandwidth_gb_s:
-        scale = bandwidth_gb_s / BANDWIDTH_GB_S
-    elif len(expected) >= 3:
-        scale = statistics.median(measured[k] / v for k, v in expected.items())
-    else:
-        return {}
-    return {k: v * scale for k, v in expected.items() if measured[k] < TOLERANCE * v * scale}
+    scales = {}
+    if len(expected) >= 3:
+        common = statistics.median(measured[k] / v for k, v in expected.items())
+        scales = dict.fromkeys(expected, common)
+    if work == "decode":
+        scales |= {
+            k: bandwidths_gb_s[k] / BANDWIDTH_GB_S for k in expected if k in bandwidths_gb_s
+        }
+    return {
+        k: expected[k] * scale
+        for k, scale in scales.items()
+        if measured[k] < TOLERANCE * expected[k] * scale
+    }

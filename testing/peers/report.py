@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint import ModelConfig
@@ -17,9 +17,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+DRIFT = 1.2  # of the memory's bandwidth within a table; above it the machine was not quiet
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run, and the memory's bandwidth in GB/s sampled right before and right after it."""
+
+    result: RunResult
+    bandwidths_gb_s: tuple[float, ...] = ()  # empty where there was no gauge
+
+
 @dataclass(frozen=True)
 class Row:
-    """One entrant at one work on one model. Rates are medians over the runs."""
+    """One entrant at one work on one model. Rates and fractions are medians over the runs."""
 
     model: str
     work: str
@@ -34,8 +45,10 @@ class Row:
     decode_tokens_per_s: float | None  # all sequences together, prefill left out
     first_token_s: float
     gb_per_s: float | None  # weights read while decoding
-    bandwidth_gb_s: float | None  # what the memory can deliver, over as many bytes
-    roofline_fraction: float | None
+    bandwidth_gb_s: float | None  # what the memory delivered beside the runs
+    bandwidths_gb_s: tuple[float, ...]  # the samples before and after each
+    roofline_fraction: float | None  # a run over the larger of the samples before and after it
+    roofline_fractions: tuple[float, ...]
     ours_over_it: float | None  # median over the rounds of our rate over its rate
     expected_tokens_per_s: float | None = None  # set where it is suspiciously slow
 
@@ -54,15 +67,21 @@ def row(
     shape: ModelConfig,
     work: Work,
     entrant: Entrant,
-    results: Sequence[RunResult],
-    ours: Sequence[RunResult] | None,
-    bandwidth_gb_s: float | None,
+    runs: Sequence[Measured],
+    ours: Sequence[Measured] | None,
 ) -> Row:
     """Sum up an entrant's runs; `ours` are our runs of the same rounds."""
+    results = [r.result for r in runs]
     rates = [work.tokens_per_s(r) for r in results]
     passes = [p for r in results if (p := work.passes_per_s(r)) is not None]
     pass_rate = statistics.median(passes) if passes else None
-    gb_per_s = None if pass_rate is None else pass_rate * entrant.bytes_per_pass(shape) / 1e9
+    size = entrant.bytes_per_pass(shape) / 1e9
+    samples = tuple(sample for r in runs for sample in r.bandwidths_gb_s)
+    fractions = tuple(
+        p * size / max(r.bandwidths_gb_s)
+        for r in runs
+        if r.bandwidths_gb_s and (p := work.passes_per_s(r.result)) is not None
+    )
     return Row(
         model=model,
         work=work.name,
@@ -76,20 +95,26 @@ def row(
         highest_tokens_per_s=max(rates),
         decode_tokens_per_s=None if pass_rate is None else pass_rate * work.sequences,
         first_token_s=statistics.median(r.first_token_s for r in results),
-        gb_per_s=gb_per_s,
-        bandwidth_gb_s=bandwidth_gb_s,
-        roofline_fraction=gb_per_s / bandwidth_gb_s if gb_per_s and bandwidth_gb_s else None,
-        ours_over_it=median_ratio([work.tokens_per_s(r) for r in ours], rates) if ours else None,
+        gb_per_s=None if pass_rate is None else pass_rate * size,
+        bandwidth_gb_s=statistics.median(samples) if samples else None,
+        bandwidths_gb_s=samples,
+        roofline_fraction=statistics.median(fractions) if fractions else None,
+        roofline_fractions=fractions,
+        ours_over_it=(
+            median_ratio([work.tokens_per_s(r.result) for r in ours], rates) if ours else None
+        ),
     )
 
 
-def flagged(rows: Sequence[Row], bandwidth_gb_s: float | None) -> list[Row]:
+def flagged(rows: Sequence[Row]) -> list[Row]:
     """The rows of one model and work, those far below their reference figure marked."""
     if not rows:
         return []
-    measured = {r.key: r.tokens_per_s for r in rows if r.engine != OURS}
-    slow = reference.suspicious(rows[0].model, rows[0].work, measured, bandwidth_gb_s)
-    return [Row(**{**asdict(r), "expected_tokens_per_s": slow.get(r.key)}) for r in rows]
+    peers = [r for r in rows if r.engine != OURS]
+    measured = {r.key: r.tokens_per_s for r in peers}
+    bandwidths = {r.key: r.bandwidth_gb_s for r in peers if r.bandwidth_gb_s is not None}
+    slow = reference.suspicious(rows[0].model, rows[0].work, measured, bandwidths)
+    return [replace(r, expected_tokens_per_s=slow.get(r.key)) for r in rows]
 
 
 def best_peers(rows: Sequence[Row]) -> dict[str, Row]:
@@ -158,7 +183,23 @@ def remarks(rows: Sequence[Row]) -> list[str]:
         for r in rows
         if r.roofline_fraction and r.roofline_fraction > 1
     ]
-    return slow + above
+    return slow + above + unquiet(rows)
+
+
+def unquiet(rows: Sequence[Row]) -> list[str]:
+    """A line for each family beside whose runs the memory's bandwidth drifted.
+
+    Families are apart because their gauges are: a smaller buffer is cached in larger part.
+    """
+    lines = []
+    for family in dict.fromkeys(r.family for r in rows):
+        samples = [s for r in rows if r.family == family for s in r.bandwidths_gb_s]
+        if samples and max(samples) > DRIFT * min(samples):
+            lines.append(
+                f"the machine was not quiet: beside the runs of {family} its memory delivered "
+                f"{min(samples):.1f} to {max(samples):.1f} GB/s; ratios hold better than figures"
+            )
+    return lines
 
 
 def as_record(rows: Sequence[Row]) -> list[dict[str, Any]]:
