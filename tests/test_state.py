@@ -136,6 +136,28 @@ def test_live_rate_is_that_of_the_last_tokens() -> None:
     assert abs(state.live_rate - 20.0) < 1e-6
 
 
+def test_the_live_rate_of_tokens_that_come_in_bursts_is_their_mean() -> None:
+    state = ready()
+    start(state)
+    for index in range(400):  # eight tokens every 8 ms, a microsecond apart
+        at = 0.008 * (index // 8) + 1e-6 * (index % 8)
+        state.apply(Token(2, index, 1, "x", timings(index + 1, at)))
+    assert all(900 < rate < 1100 for rate in state.series)
+    assert 10 <= len(state.series) <= 0.4 / st.SAMPLE_S
+
+
+def test_weights_read_are_not_shown_until_the_rate_has_settled() -> None:
+    state = ready()
+    start(state)
+    for decode_s, rate in ((0.001, 0.0), (0.2, 50e6)):
+        at = Timings(prompt_tokens=3, new_tokens=11, decode_s=decode_s, total_s=decode_s)
+        state.apply(Token(2, 10, 1, "x", at))
+        assert abs(state.read_rate - rate) < 1
+    at = Timings(prompt_tokens=3, new_tokens=11, decode_s=0.01, total_s=0.01)
+    state.apply(Finished(2, "length", "xx", (1, 1), at))
+    assert state.read_rate == 1e9  # a short text's whole is all there will be
+
+
 def test_events_of_a_replaced_job_never_reach_the_view() -> None:
     state = ready()
     start(state, job=2)

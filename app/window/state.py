@@ -44,7 +44,9 @@ from engine.events import (
 
 MAX_BANNERS = 3
 SERIES_LENGTH = 240  # points of the tokens/s sparkline
-RATE_WINDOW = 8  # tokens over which the live rate is averaged
+RATE_WINDOW = 8  # samples over which the live rate is averaged: tokens, where they are slow
+SAMPLE_S = 0.02  # between samples; fast tokens arrive several at once and say nothing apart
+SETTLED_S = 0.1  # of decoding before a whole text's rate is worth showing
 
 
 class ModelStatus(StrEnum):
@@ -172,8 +174,10 @@ class AppState:
     @property
     def read_rate(self) -> float:
         """Bytes of weights per second that decoding the text shown reads; 0 if not known."""
-        model = self.output.model
-        return model.read_bytes * self.output.timings.decode_tokens_per_s if model else 0.0
+        model, timings = self.output.model, self.output.timings
+        if model is None or (self.running and timings.decode_s < SETTLED_S):
+            return 0.0
+        return model.read_bytes * timings.decode_tokens_per_s
 
     @property
     def of_ceiling(self) -> float | None:
@@ -449,8 +453,14 @@ class AppState:
         output.spans.append((start, len(output.text)))
         output.token_ids.append(event.token_id)
         output.timings = event.timings
-        self._recent.append((event.timings.new_tokens, event.timings.total_s))
-        (first_count, first_s), (count, total_s) = self._recent[0], self._recent[-1]
+        self._sample(event.timings.new_tokens, event.timings.total_s)
+
+    def _sample(self, count: int, total_s: float) -> None:
+        """Add to the rate's curve, unless the last sample is too near."""
+        if self._recent and total_s - self._recent[-1][1] < SAMPLE_S:
+            return
+        self._recent.append((count, total_s))
+        first_count, first_s = self._recent[0]
         if count > first_count and total_s > first_s:
             self.series.append((count - first_count) / (total_s - first_s))
 

@@ -11,7 +11,6 @@ from app.window.theme import px
 from app.window.ui import Ui
 from engine.memory import human_bytes
 
-SETTLED_TOKENS = 8
 BUSY = "over 100%: measured while busy"
 
 
@@ -120,17 +119,19 @@ def _ceiling(ui: Ui) -> tuple[str, str]:
     elif not ceiling.bytes_per_s:
         when = "It is measured once, about two seconds after a text has ended."
     else:
-        when = f"Measured here: {figure}."
+        threads = fmt.plural(state.model.threads, "thread") if state.model else ""
+        when = (
+            f"Measured here with {threads}: {figure}, over as many bytes as one token reads, so "
+            "that the processor's caches help both alike."
+        )
     about = (
         "The part of the memory's streaming bandwidth that reading the weights takes. Each token "
         "reads all weights once, so the bandwidth is the ceiling of its speed (the roofline)."
     )
-    # The first few tokens say nothing: they come in batches.
-    settled = not state.running or state.output.timings.new_tokens >= SETTLED_TOKENS
-    if ceiling.doubted or (fraction is not None and fraction > 1.0 and settled):
+    if ceiling.doubted or (fraction is not None and fraction > 1.0):
         when = f"{figure} was measured while busy; it is measured again after the next text."
         return BUSY, f"{about}\n\n{when}"
-    shown = f"{fraction:.0%}" if fraction is not None and settled else "\u2013"
+    shown = f"{fraction:.0%}" if fraction is not None else "\u2013"
     return shown, f"{about}\n\n{when}"
 
 
@@ -139,7 +140,7 @@ def _weights(ui: Ui) -> str:
     if model is None:
         return "\u2013"
     held = human_bytes(model.weight_bytes)
-    if model.weight_bytes == model.weight_bytes_fp32:
+    if model.weight_bytes >= model.weight_bytes_fp32:  # native blocks are padded
         return held
     return f"{held} of {human_bytes(model.weight_bytes_fp32)}"
 
