@@ -6,7 +6,6 @@ references in it are refused, and so are pickled weights.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -21,6 +20,7 @@ from engine.errors import CheckpointError, ModelNotFoundError
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}  # to numpy's
 _MAX_JSON_BYTES = 4 << 20
 ACTIVATIONS = ("gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh", "relu")
 
@@ -205,6 +205,31 @@ def weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}; fetch or save the model again")
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a safetensors file."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name
+    start: int  # byte in the file
+
+    def read(self, first: int = 0, end: int | None = None) -> Any:
+        """Rows `first` to `end` as a numpy array."""
+        import numpy as np
+
+        kind = np.dtype(_DTYPES[self.dtype])
+        rows = range(self.shape[0])[first:end]
+        row = math.prod(self.shape[1:])
+        count = len(rows) * row
+        data = np.fromfile(self.path, kind, count, offset=self.start + first * row * kind.itemsize)
+        if len(data) != count:
+            raise ValueError("it has become shorter")
+        if self.dtype == "BF16":  # its bits are a float32's upper half
+            data = (data.astype(np.uint32) << 16).view(np.float32)
+        return data.reshape(len(rows), *self.shape[1:])
+
+
 class Checkpoint:
     """An open, validated model folder; iterate over its tensors by `tensors`."""
 
@@ -212,21 +237,21 @@ class Checkpoint:
         """Check names, shapes and dtypes of all tensors without reading their data."""
         self.folder = folder
         self.config = read_config(folder)
-        self._where: dict[str, tuple[Path, str]] = {}  # plain name -> (file, name in the file)
+        self._where: dict[str, _Stored] = {}  # by plain name
         shapes = self.config.tensor_shapes()
         for path in weight_files(folder):
-            for stored, shape, dtype in _header(path):
-                plain = stored.removeprefix("transformer.")
+            for name, stored in _header(path).items():
+                plain = name.removeprefix("transformer.")
                 if plain not in shapes:
                     continue  # attn.bias masks, a second copy of the tied head
-                if shape != shapes[plain]:
+                if stored.shape != shapes[plain]:
                     raise CheckpointError(
-                        f"{path}: {stored} has shape {list(shape)}, config.json says "
+                        f"{path}: {name} has shape {list(stored.shape)}, config.json says "
                         f"{list(shapes[plain])}"
                     )
-                if dtype not in {"F32", "F16", "BF16", "F64"}:
-                    raise CheckpointError(f"{path}: {stored} has dtype {dtype}, not a float")
-                self._where[plain] = (path, stored)
+                if stored.dtype not in _DTYPES:
+                    raise CheckpointError(f"{path}: {name} has dtype {stored.dtype}, not a float")
+                self._where[plain] = stored
         missing = [name for name in shapes if name not in self._where]
         if missing:
             raise CheckpointError(
@@ -234,78 +259,67 @@ class Checkpoint:
                 "fetch the model again"
             )
 
-    def tensors(
-        self, framework: str = "np", last: tuple[str, ...] = ()
-    ) -> Iterator[tuple[str, Any]]:
-        """(plain name, tensor) one at a time, in the order of `ModelConfig.tensor_shapes`.
+    def tensors(self, without: str = "") -> Iterator[tuple[str, Any]]:
+        """(plain name, array) one at a time, in the order of `ModelConfig.tensor_shapes`.
 
-        Those named in `last` come at the end, in that order.
-        `framework` is safetensors' name: "np" or "pt". numpy has no bfloat16, so with "np" such
-        tensors come as float32. Raises CheckpointError where the file cannot be read.
+        The arrays are numpy's and the caller's own; bfloat16, which numpy lacks, comes as
+        float32. The file is read, not mapped: a mapped file would count as this process's
+        memory, all of it. Raises CheckpointError where it cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
+        for name in self.config.tensor_shapes():
+            if name != without:
+                yield name, self._read(name, 0, None)
 
+    def rows(self, name: str, count: int) -> Iterator[tuple[int, Any]]:
+        """(first row, array) of one tensor, at most `count` rows at a time; else as `tensors`."""
+        for first in range(0, self._where[name].shape[0], count):
+            yield first, self._read(name, first, first + count)
+
+    def _read(self, name: str, first: int, end: int | None) -> Any:
+        stored = self._where[name]
         try:
-            with contextlib.ExitStack() as stack:
-                files = {
-                    path: stack.enter_context(safe_open(path, framework=framework))
-                    for path in {path for path, _ in self._where.values()}
-                }
-                names = [name for name in self.config.tensor_shapes() if name not in last]
-                for name in (*names, *last):
-                    path, stored = self._where[name]
-                    if framework == "np" and files[path].get_slice(stored).get_dtype() == "BF16":
-                        yield name, _bfloat16_as_float32(path, stored)
-                    else:
-                        yield name, files[path].get_tensor(stored)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.folder} cannot be read: {error}") from error
+            return stored.read(first, end)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{stored.path} cannot be read: {error}") from error
 
     def not_finite(self, name: str) -> CheckpointError:
         """The error for a tensor that holds NaN or infinity."""
         return CheckpointError(
-            f"{self._where[name][0]}: {name} holds NaN or infinity; the file is damaged, "
+            f"{self._where[name].path}: {name} holds NaN or infinity; the file is damaged, "
             "fetch the model again"
         )
 
 
-def _header(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
-    """(name, shape, dtype) of each tensor; CheckpointError where the file is not sound."""
+def _header(path: Path) -> dict[str, _Stored]:
+    """Where each tensor lies, by name; CheckpointError where the file is not sound."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with path.open("rb") as file:
             start = file.read(9)
-        # A safetensors file may begin with the same byte: its header's length, before a brace.
-        if start[8:] != b"{" and (start[:1] == b"\x80" or start[:2] == b"PK"):
-            raise CheckpointError(
-                f"{path} is a pickle under another name and is never opened; save the model as "
-                "safetensors"
+            # A safetensors file may begin with the same byte: its header's length, before a brace.
+            if start[8:] != b"{" and (start[:1] == b"\x80" or start[:2] == b"PK"):
+                raise CheckpointError(
+                    f"{path} is a pickle under another name and is never opened; save the model "
+                    "as safetensors"
+                )
+            # Opening checks the header, the offsets and the file's length.
+            with safe_open(path, framework="np"):
+                pass
+            (length,) = struct.unpack("<Q", start[:8])
+            file.seek(8)
+            described = json.loads(file.read(length))
+        described.pop("__metadata__", None)
+        return {
+            name: _Stored(
+                path, tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0]
             )
-        # Opening checks the header, the offsets and the file's length.
-        with safe_open(path, framework="np") as file:
-            found = []
-            for name in file.keys():  # noqa: SIM118 - not a dictionary
-                piece = file.get_slice(name)
-                found.append((name, tuple(piece.get_shape()), str(piece.get_dtype())))
-            return found
+            for name, entry in described.items()
+        }
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged or incomplete ({error}); fetch the model again"
         ) from error
-
-
-def _bfloat16_as_float32(path: Path, name: str) -> Any:
-    """One bfloat16 tensor of a sound safetensors file: its bits are a float32's upper half."""
-    import numpy as np
-
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        entry = json.loads(file.read(length))[name]
-        begin, end = entry["data_offsets"]
-        file.seek(8 + length + begin)
-        upper = np.frombuffer(file.read(end - begin), "<u2")
-    return (upper.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
 
 
 def weights_hash(folder: Path) -> str:

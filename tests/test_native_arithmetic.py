@@ -18,7 +18,7 @@ from tests.native_support import ROOT, load, write_model
 def _smoothed(norm: list[np.ndarray], weights: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
     from engine.native.quantise import smoothing
 
-    scale = smoothing(norm[0], norm[1], weights)
+    scale = smoothing(norm[0], norm[1], np.abs(weights).max(axis=0))
     return [norm[0] / scale, norm[1] / scale], weights * scale
 
 

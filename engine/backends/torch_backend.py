@@ -234,12 +234,13 @@ def _read_weights(checkpoint: Checkpoint, precision: str, progress: Progress) ->
     model.eval()
     total = config.parameters
     read = 0
-    for name, tensor in checkpoint.tensors("pt"):
+    for name, array in checkpoint.tensors():
+        tensor = torch.from_numpy(array)
         if not torch.isfinite(tensor).all():
             raise checkpoint.not_finite(name)
         module_name, _, parameter = f"transformer.{name}".rpartition(".")
         module = model.get_submodule(module_name)
-        value = tensor.to(_DTYPES[precision], copy=True)
+        value = tensor.to(_DTYPES[precision])
         setattr(module, parameter, nn.Parameter(value, requires_grad=False))
         read += tensor.numel()
         progress("reading weights", 0.1 + 0.85 * read / total)

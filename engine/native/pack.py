@@ -32,6 +32,7 @@ from engine.native.quantise import encode, padded, smoothing, to_bf16
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+_EMBEDDING = "wte.weight"
 _MAGIC = b"GPT2PACK"
 _HEADER = 4096  # bytes
 _CHUNK = 512  # outputs that are quantised at once
@@ -136,29 +137,23 @@ class _Packer:
 
     def run(self, checkpoint: Checkpoint, progress: Progress) -> None:
         total, done = checkpoint.config.parameters, 0
-        # The embedding is the head too, and by far the largest: it does not wait for the others.
-        for name, tensor in checkpoint.tensors("np", last=("wte.weight",)):
+        for name, tensor in checkpoint.tensors(without=_EMBEDDING):
             if not np.isfinite(tensor).all():
                 raise checkpoint.not_finite(name)
             self.take(name, np.asarray(tensor, np.float32))
             done += tensor.size
             del tensor
             progress(done / total)
+        self.take_embedding(checkpoint)
+        progress(1.0)
         assert not self.waiting, "a tensor was not packed"
 
     def take(self, name: str, tensor: NDArray[np.float32]) -> None:
-        packed, width = self.packed, self.packed.config.width
         if name == "wpe.weight":
-            packed.array("positions")[:, :width] = tensor
+            self.packed.array("positions")[:, : self.packed.config.width] = tensor
             return
-        if name == "wte.weight" and packed.kernel.integer:
-            for at in range(0, len(tensor), _CHUNK):
-                bits = to_bf16(np.ascontiguousarray(tensor[at : at + _CHUNK]))
-                packed.array("embedding")[at : at + _CHUNK, :width] = bits
         self.waiting[name] = tensor
-        if name == "wte.weight":
-            self._norm_and_linear("ln_f", 2 * packed.config.layers, "head", "wte.weight")
-        elif name.endswith("attn.c_attn.bias"):
+        if name.endswith("attn.c_attn.bias"):
             block, layer = self._block(name)
             self._norm_and_linear(f"{block}.ln_1", 2 * layer, f"{block}.attn.c_attn")
         elif name.endswith("mlp.c_fc.bias"):
@@ -168,26 +163,42 @@ class _Packer:
             linear = name.removesuffix(".bias")
             self._linear(linear, self.waiting.pop(f"{linear}.weight").T, self.waiting.pop(name))
 
+    def take_embedding(self, checkpoint: Checkpoint) -> None:
+        """The token table, which is the head too: the largest tensor, so read twice, not held."""
+        packed, width = self.packed, self.packed.config.width
+        largest = np.zeros(width, np.float32)
+        for first, part in checkpoint.rows(_EMBEDDING, _CHUNK):
+            if not np.isfinite(part).all():
+                raise checkpoint.not_finite(_EMBEDDING)
+            part = np.asarray(part, np.float32)
+            np.maximum(largest, _magnitudes(part), out=largest)
+            if packed.kernel.integer:
+                packed.array("embedding")[first : first + len(part), :width] = to_bf16(part)
+        scale = self._norm("ln_f", 2 * packed.config.layers, largest, packed.head)
+        for first, part in checkpoint.rows(_EMBEDDING, _CHUNK):
+            self._outputs("head", first, part, np.zeros(len(part), np.float32), scale)
+
     @staticmethod
     def _block(name: str) -> tuple[str, int]:
         _, layer, _ = name.split(".", 2)
         return f"h.{layer}", int(layer)
 
-    def _norm_and_linear(self, norm: str, row: int, linear: str, tied: str = "") -> None:
+    def _norm_and_linear(self, norm: str, row: int, linear: str) -> None:
+        weights = self.waiting.pop(f"{linear}.weight").T
+        scale = self._norm(norm, row, _magnitudes(weights), self.packed.kernel)
+        self._linear(linear, weights, self.waiting.pop(f"{linear}.bias"), scale)
+
+    def _norm(
+        self, norm: str, row: int, largest: NDArray[np.float32], kernel: Kernel
+    ) -> NDArray[np.float32] | None:
+        """Pack a LayerNorm; returns what the inputs of the weights behind it are multiplied by."""
         gain, bias = self.waiting.pop(f"{norm}.weight"), self.waiting.pop(f"{norm}.bias")
-        if tied:
-            weights = self.waiting.pop(tied)
-            linear_bias = np.zeros(len(weights), np.float32)
-        else:
-            weights = self.waiting.pop(f"{linear}.weight").T
-            linear_bias = self.waiting.pop(f"{linear}.bias")
-        kernel = self.packed.head if tied else self.packed.kernel
         # The head's fp32 or bf16 blocks are the token table too: they stay as they are.
-        scale = smoothing(gain, bias, weights) if kernel.integer else None
+        scale = smoothing(gain, bias, largest) if kernel.integer else None
         width = self.packed.config.width
         self.norms[row, 0, :width] = gain if scale is None else gain / scale
         self.norms[row, 1, :width] = bias if scale is None else bias / scale
-        self._linear(linear, weights, linear_bias, scale)
+        return scale
 
     def _linear(
         self,
@@ -197,19 +208,35 @@ class _Packer:
         scale: NDArray[np.float32] | None = None,
     ) -> None:
         """Pack (outputs, inputs) weights, their inputs multiplied by `scale`."""
+        for first in range(0, len(weights), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            self._outputs(name, first, weights[part], bias[part], scale)
+
+    def _outputs(
+        self,
+        name: str,
+        first: int,
+        weights: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        scale: NDArray[np.float32] | None,
+    ) -> None:
+        """Pack some outputs of a matrix, from number `first` on, a multiple of 32."""
         kernel = self.packed.head if name == "head" else self.packed.kernel
-        out = self.packed.array(name)
-        outputs, inputs = weights.shape
-        for at in range(0, outputs, _CHUNK):
-            count = min(_CHUNK, outputs - at)
-            part = np.zeros((padded(count, BLOCK), padded(inputs, GROUP)), np.float32)
-            part[:count, :inputs] = weights[at : at + count]
-            if scale is not None:
-                part[:count, :inputs] *= scale
-            part_bias = np.zeros(len(part), np.float32)
-            part_bias[:count] = bias[at : at + count]
-            blocks = slice(at // BLOCK, (at + len(part)) // BLOCK)
-            encode(kernel, part, part_bias, out[blocks])
+        count, inputs = weights.shape
+        part = np.zeros((padded(count, BLOCK), padded(inputs, GROUP)), np.float32)
+        part[:count, :inputs] = weights
+        if scale is not None:
+            part[:count, :inputs] *= scale
+        part_bias = np.zeros(len(part), np.float32)
+        part_bias[:count] = bias
+        blocks = slice(first // BLOCK, (first + len(part)) // BLOCK)
+        encode(kernel, part, part_bias, self.packed.array(name)[blocks])
+
+
+def _magnitudes(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The largest magnitude of each column, without a copy of the matrix."""
+    largest: NDArray[np.float32] = np.maximum(weights.max(axis=0), -weights.min(axis=0))
+    return largest
 
 
 # -- on disk -------------------------------------------------------------------------------------

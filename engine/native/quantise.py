@@ -22,14 +22,14 @@ def padded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def smoothing(gain: Floats, bias: Floats, weights: Floats) -> Floats:
-    """What to divide a LayerNorm's output by, and multiply the next weights (outputs, inputs) by.
+def smoothing(gain: Floats, bias: Floats, largest: Floats) -> Floats:
+    """What to divide a LayerNorm's output by, and multiply the next weights' inputs by.
 
-    Square root of activation size over weight size, so that both end up alike, scaled to a
-    geometric mean of 1; (inputs,) float32.
+    `largest` is the largest magnitude of the weights of each input, (inputs,). Square root of
+    activation size over weight size, so that both end up alike, scaled to a geometric mean of 1;
+    (inputs,) float32.
     """
     activation = 3.0 * np.abs(gain, dtype=np.float64) + np.abs(bias)
-    largest = np.maximum(weights.max(axis=0), -weights.min(axis=0))
     usable = (activation > 0) & (largest > 0)
     scale = np.ones(len(gain))
     scale[usable] = np.sqrt(activation[usable] / largest[usable])
