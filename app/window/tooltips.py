@@ -11,6 +11,7 @@ from app.window.theme import px
 
 TOOLTIP_DELAY_S = 0.35
 TOOLTIP_WIDTH = 340.0
+LAYOUT_FRAMES = 2  # Dear ImGui draws a new tooltip only once it has measured it
 
 
 class _Hover:
@@ -19,6 +20,7 @@ class _Hover:
     key = ""
     since = 0.0  # time.monotonic()
     seen = 0.0  # imgui.get_time() of the last frame in which it was hovered
+    frames = 0  # with its tooltip
 
 
 def delayed_tooltip(key: str, text: str) -> None:
@@ -26,13 +28,16 @@ def delayed_tooltip(key: str, text: str) -> None:
     now, frame = time.monotonic(), imgui.get_time()
     in_last_frame = frame - imgui.get_io().delta_time <= _Hover.seen + 1e-4
     if key != _Hover.key or not in_last_frame:
-        _Hover.key, _Hover.since = key, now
+        _Hover.key, _Hover.since, _Hover.frames = key, now, 0
     _Hover.seen = frame
     waited = now - _Hover.since
     if waited < TOOLTIP_DELAY_S:
         inputs.current().redraw_in(TOOLTIP_DELAY_S - waited)
         return
     show_tooltip(text)
+    _Hover.frames += 1
+    if _Hover.frames <= LAYOUT_FRAMES:
+        inputs.current().redraw_in(0.0)
 
 
 def tooltip(text: str) -> None:

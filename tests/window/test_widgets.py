@@ -40,6 +40,7 @@ def _fresh_fields() -> None:
     option_widget._fields.clear()
     option_widget._typing.clear()
     widgets._banner_details.clear()
+    tooltips._Hover.key = ""
 
 
 def option(**changes: Any) -> Option:
@@ -278,9 +279,40 @@ def test_tooltips_wait_and_ask_for_the_frame_that_shows_them(
     clock[0] += 60.0  # an idle window draws no frames while the pointer rests
     headless_imgui.frame(draw)
     assert shown == ["What it does"] * 2
+    frames = 2
+    while headless_imgui.queue.redraw_at is not None:  # until it has been laid out and is seen
+        headless_imgui.queue.redraw_at = None
+        headless_imgui.frame(draw)
+        frames += 1
+        assert frames < 6
+    assert frames > 2
+    shown.clear()
     headless_imgui.frame(draw, mouse=(900, 700))
     headless_imgui.frame(draw, mouse=spot.middle)
-    assert len(shown) == 2
+    assert shown == []
+
+
+def test_a_tooltip_is_seen_by_the_frames_it_asks_for(
+    headless_imgui: HeadlessImgui, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(tooltips.time, "monotonic", lambda: clock[0])
+    spot = Spot()
+
+    def draw() -> None:
+        widgets.button("Hover", tip="What it does")
+        spot.here()
+
+    headless_imgui.frame(draw)
+    headless_imgui.frame(draw, mouse=spot.middle)
+    bare = headless_imgui.vertices
+    clock[0] += tooltips.TOOLTIP_DELAY_S + 0.01
+    for _ in range(9):
+        if headless_imgui.queue.redraw_at is not None:
+            headless_imgui.queue.redraw_at = None
+            headless_imgui.frame(draw)
+    assert headless_imgui.queue.redraw_at is None
+    assert headless_imgui.vertices > bare + 40
 
 
 def test_tabs_and_sections(headless_imgui: HeadlessImgui) -> None:
