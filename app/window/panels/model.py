@@ -252,7 +252,10 @@ def _status(ui: Ui) -> None:
     if state.selection_is_loaded:
         widgets.small(f"{name} loaded in {fmt.duration(model.load_s)}", "good")
     else:
-        widgets.small(f"In memory: {name} {model.precision}. The selection is not loaded yet.")
+        held = f"{name} {model.precision}"
+        if model.backend != selection.backend_of(state.selection).name:
+            held += f" on {model.backend}"
+        widgets.small(f"In memory: {held}. The selection is not loaded yet.")
     details = [f"{model.backend}, {fmt.plural(model.threads, 'thread')}", model.detail]
     widgets.tooltip("\n".join(d for d in details if d))
 
