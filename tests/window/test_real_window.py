@@ -26,7 +26,7 @@ pytestmark = [
     ),
 ]
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 100.0  # importing torch on a busy machine
+START_S = 100.0  # compiling on a busy machine
 Facts = dict[str, Any]
 
 
@@ -158,9 +158,9 @@ def settings(**changes: Any) -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model slow enough to be stopped and killed in the middle of a text."""
+    """A model whose text is long enough to be stopped and killed in the middle of it."""
     folder = tmp_path_factory.mktemp("real-model") / "slow"
-    shape = ModelConfig(layers=8, width=512, heads=8, context=1024, vocab_size=8192, inner=2048)
+    shape = ModelConfig(layers=8, width=512, heads=8, context=8192, vocab_size=8192, inner=2048)
     write_random_model(folder, shape, paths.verse_dir())
     return str(folder)
 
@@ -208,21 +208,26 @@ def test_a_typed_prompt_streams_and_stop_keeps_the_partial_text(app: App) -> Non
     assert facts["reason"] == "cancelled"
     assert facts["output_length"] > 8 and facts["output"].startswith("The sun sets on")
     app.wait("its place in the history", lambda f: f["node"] is not None)
+    app.wait("the memory's bandwidth", lambda f: f["bandwidth"])
+    facts = app.wait("its share", lambda f: f["of_ceiling"])
+    assert facts["backend"] == "native" and facts["cpu_path"]
+    assert facts["banners"] == []
 
 
 def test_another_precision_is_chosen_and_loaded(app: App) -> None:
-    for offset in range(130, 14, -9):  # up into the opened list; its last line is int8
+    assert app.facts["precision"] == "int8"
+    for offset in range(130, 14, -9):  # up into the opened list; its last line is int4
         app.click("precision")
         left, _, _, bottom = app.facts["widgets"]["precision"]
         time.sleep(0.2)
         app.click_at(left + 40, bottom + offset)
-        if app.happens(lambda f: f["selected_precision"] == "int8", 0.6):
+        if app.happens(lambda f: f["selected_precision"] == "int4", 0.6):
             break
         app.key("Escape")
-    assert app.facts["selected_precision"] == "int8"
+    assert app.facts["selected_precision"] == "int4"
     time.sleep(0.3)  # the list that closes lies over the button for one frame more
     app.click("load")
-    app.wait("int8", lambda f: f["precision"] == "int8" and f["model_status"] == "ready", START_S)
+    app.wait("int4", lambda f: f["precision"] == "int4" and f["model_status"] == "ready", START_S)
     assert app.facts["banners"] == []
 
 
