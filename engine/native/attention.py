@@ -14,7 +14,7 @@ from typing import Any
 
 from numba import float32, types
 
-from engine.native.jit import helper, inlined
+from engine.native.jit import helper
 from engine.native.simd import (
     F32,
     I16,
@@ -305,7 +305,7 @@ def _hand_out(source: int, target: int, head_width: int, factor: float) -> None:
 
 
 
-@inlined
+@helper
 def attend(
     kernel: Any,
     q: int,

@@ -12,7 +12,7 @@ import numpy as np
 from numba import from_dtype
 
 from engine.native.forward import forward
-from engine.native.jit import helper, inlined, njit
+from engine.native.jit import helper, njit
 from engine.native.sample import SEQUENCE, UNUSABLE, choose
 from engine.native.simd import atomic_load, atomic_store, read_i64, write_i64
 from engine.native.team import barrier
@@ -76,7 +76,7 @@ def _take(s: Any, published: int, context: int) -> None:
         s.status = CONTEXT
 
 
-@inlined
+@helper
 def _advance(p: Any, c: Any, sequences: Any) -> None:
     """After a pass: publish the tokens, drop the sequences that have ended, describe the next."""
     going = 0

@@ -17,7 +17,7 @@ import numpy as np
 from numba import float32, from_dtype
 
 from engine.native.attention import attend, fetch_ahead, remember
-from engine.native.jit import helper, inlined
+from engine.native.jit import helper
 from engine.native.kernels import BLOCK, Kernel, group_bytes, prepare, same_kernel
 from engine.native.matmul import RESIDUAL, STORE, linear
 from engine.native.simd import (
@@ -163,7 +163,7 @@ def _share(thread: int, threads: int, count: int) -> tuple[int, int]:
     return thread * count // threads, (thread + 1) * count // threads
 
 
-@inlined
+@helper
 def _activations(
     kernel: Any,
     thread: int,
@@ -203,7 +203,7 @@ def _activations(
     return target
 
 
-@inlined
+@helper
 def _apply(
     kernel: Any, thread: int, p: Any, lin: Any, x: int, rows: int, y: int, stride: int, mode: int
 ) -> None:
@@ -228,7 +228,7 @@ def _apply(
     barrier(p.barrier, p.threads)
 
 
-@inlined
+@helper
 def _embed(kernel: Any, thread: int, p: Any, model: Any) -> None:
     first, last = _share(thread, p.threads, p.rows)
     for row in range(first, last):
@@ -241,7 +241,7 @@ def _embed(kernel: Any, thread: int, p: Any, model: Any) -> None:
     barrier(p.barrier, p.threads)
 
 
-@inlined
+@helper
 def _attention(kernel: Any, thread: int, p: Any, model: Any, layer: int) -> None:
     """Every head of every segment is one piece of work."""
     heads, width = model.heads, model.head_width
@@ -330,7 +330,7 @@ def _layer(kernel: Any, thread: int, p: Any, m: Any, linears: Any, first: int, l
         _apply(kernel, thread, p, lin, x, rows, target, target_stride, mode)
 
 
-@inlined
+@helper
 def forward(
     kernel: Any, head_kernel: Any, thread: int, model: Any, linears: Any, work: Any
 ) -> None:

@@ -5,6 +5,9 @@ does, so the folder is named by a hash of all the engine's sources, Numba's vers
 path. Importing this module imports Numba.
 """
 
+# mypy: disallow-untyped-calls=False
+# (Numba's own classes have no annotations.)
+
 from __future__ import annotations
 
 import contextlib
@@ -18,12 +21,14 @@ from typing import Any
 
 import numba
 import numba.core.config
+from numba.core import codegen, compiler, compiler_machinery, typed_passes
 
 from engine import paths
 from engine.errors import StorageError
 from engine.native.cpu import cpu_path, features
 
 config: Any = numba.core.config
+_compile: Any = numba.njit
 log = logging.getLogger(__name__)
 
 _KEPT = 6  # cache folders: this version, its other CPU paths, and some before it
@@ -67,19 +72,73 @@ def _remove_old(root: Path) -> None:
 CACHED = _use_cache_folder()
 
 
+class _WithoutEnvironments:
+    """A code generator that keeps no Python environment for a function Python never calls."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Nothing: the function's code is not in memory by itself."""
+
+
+class _LinkedOnly(codegen.JITCodeLibrary):
+    """Code that others link in: neither optimised nor turned into machine code on its own.
+
+    Numba does both for every function, and again in each caller.
+    """
+
+    @property
+    def codegen(self) -> Any:
+        return _WithoutEnvironments(super().codegen)
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0  # as for a function without a wrapper for Python
+
+
+@compiler_machinery.register_pass(mutates_CFG=False, analysis_only=True)
+class _MakeLinkedOnly(compiler_machinery.AnalysisPass):
+    _name = "make_linked_only"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        made = _LinkedOnly(state.targetctx.codegen(), state.func_id.func_qualname)
+        made.enable_object_caching()
+        state.library = made
+        return False
+
+
+class _HelperCompiler(compiler.CompilerBase):
+    def define_pipelines(self) -> list[Any]:
+        passes = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.add_pass_after(_MakeLinkedOnly, typed_passes.NopythonTypeInference)
+        passes.finalize()
+        return [passes]
+
+
+_COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
 def njit(function: Callable[..., Any]) -> Any:
     """Compile without the GIL, kept on disk where that is possible."""
-    return numba.njit(nogil=True, cache=CACHED, error_model="numpy")(function)
+    return _compile(cache=CACHED, **_COMMON)(function)
 
 
 def helper(function: Callable[..., Any]) -> Any:
-    """As `njit` for what only compiled code calls: not kept on its own."""
-    return numba.njit(nogil=True, error_model="numpy")(function)
+    """As `njit` for what only compiled code calls: linked into its callers, and only there.
 
-
-def inlined(function: Callable[..., Any]) -> Any:
-    """As `helper`, put into its caller before compiling.
-
-    For functions with one caller: LLVM then meets their code once, not once at each level.
+    There is no machine code to call from Python: trying to would crash.
     """
-    return numba.njit(nogil=True, error_model="numpy", inline="always")(function)
+    return _compile(no_cpython_wrapper=True, pipeline_class=_HelperCompiler, **_COMMON)(function)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.native.jit import helper, inlined
+from engine.native.jit import helper
 from engine.native.kernels import BLOCK, tile, tile_rows
 from engine.native.simd import (
     add,
@@ -49,7 +49,7 @@ def _emit(mode: int, source: int, rows: int, target: int, stride: int, columns: 
         target += stride
 
 
-@inlined
+@helper
 def linear(
     kernel: Any,
     weights: int,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import float32, uint64
 
-from engine.native.jit import helper, inlined
+from engine.native.jit import helper
 from engine.native.simd import (
     LANES,
     add_at_least,
@@ -149,7 +149,7 @@ def _sort(ids: int, keys: int, count: int) -> None:
             write_i64(ids + 8 * j, token)
 
 
-@inlined
+@helper
 def _kth_largest(logits: int, span: int, k: int, lowest: float, highest: float, ids: int) -> Any:
     """The k-th largest logit, exactly."""
     low, high = order_key(lowest), order_key(highest) + 1
@@ -172,7 +172,7 @@ def _kth_largest(logits: int, span: int, k: int, lowest: float, highest: float, 
     return float32(read_f64(keys + 8 * max(found - (k - above), 0)))
 
 
-@inlined
+@helper
 def _keep_nucleus(
     logits: int, weights: int, span: int, p: float, lowest: float, highest: float, ids: int
 ) -> None:
@@ -223,7 +223,7 @@ def _keep_nucleus(
                     write_f64(weights + 8 * (i + lane), 0.0)
 
 
-@inlined
+@helper
 def _draw(weights: int, span: int, u: float) -> int:
     """The first token, by id, where the running sum of weights exceeds u times their total."""
     total = 0.0
@@ -247,7 +247,7 @@ def _draw(weights: int, span: int, u: float) -> int:
     return last
 
 
-@inlined
+@helper
 def _draw_candidates(
     logits: int, span: int, bound: float, count: int, s: Any, top: float, u: float, ids: int
 ) -> Any:
