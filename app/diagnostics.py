@@ -49,7 +49,7 @@ def collect(gl: Mapping[str, str] | None = None) -> dict[str, Any]:
     parts: dict[str, Callable[[], Any]] = {
         "program": _program,
         "system": _system,
-        "cpu": machine.cpu,
+        "cpu": _cpu,
         "memory": _memory,
         "packages": _packages,
         "folders": _folders,
@@ -119,6 +119,16 @@ def _distribution() -> str:
     if not sys.platform.startswith("linux"):
         return "-"
     return platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
+
+
+def _cpu() -> dict[str, Any]:
+    return {**machine.cpu(), "native engine": _guarded(_native_path)}
+
+
+def _native_path() -> str:
+    from engine.native.cpu import cpu_path
+
+    return cpu_path().title
 
 
 def _memory() -> dict[str, Any]:

@@ -52,6 +52,12 @@ def test_the_facts_are_json() -> None:
     assert facts["folders"]["data"].startswith(str(paths.data_dir()))
 
 
+def test_the_path_of_the_native_engine_is_told() -> None:
+    from engine.native.cpu import cpu_path
+
+    assert diagnostics.collect()["cpu"]["native engine"] == cpu_path().title
+
+
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnostics, "PACKAGES", ("pytest", "no-such-package"))
     packages = diagnostics.collect()["packages"]

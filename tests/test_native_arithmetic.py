@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -232,9 +233,15 @@ def test_a_path_is_chosen_by_what_the_cpu_has() -> None:
 
 
 def test_the_native_path_imports_neither_torch_nor_transformers() -> None:
+    """Not when it is imported, and not when the program writes a text with it."""
     script = (
-        "import sys, engine.backends.native_backend\n"
-        "print([m for m in ('torch', 'transformers', 'imgui', 'glfw') if m in sys.modules])"
+        "import sys\n"
+        "from app.cli import run\n"
+        "status = run(['generate', '--prompt', 'The sea', '--max-new-tokens', '2', '--json'])\n"
+        "heavy = ('torch', 'transformers', 'imgui', 'glfw')\n"
+        "print(status, [m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
+    written, heavy = done.stdout.strip().splitlines()[-2:]
+    assert json.loads(written)["backend"] == "native", done.stderr
+    assert heavy == "0 []", done.stderr
