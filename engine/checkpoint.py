@@ -6,7 +6,6 @@ references in it are refused, and so are pickled weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
@@ -320,16 +319,6 @@ def _header(path: Path) -> dict[str, _Stored]:
         raise CheckpointError(
             f"{path} is damaged or incomplete ({error}); fetch the model again"
         ) from error
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256, hex, over the bytes of the folder's safetensors files in order."""
-    digest = hashlib.sha256()
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def weight_file_bytes(folder: Path) -> int:

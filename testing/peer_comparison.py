@@ -62,9 +62,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from engine import atomic, machine, measure  # noqa: E402
-from engine.checkpoint import ModelConfig, read_config, weights_hash  # noqa: E402
+from engine.checkpoint import ModelConfig, read_config  # noqa: E402
 from engine.errors import BackendError, OutOfMemoryError  # noqa: E402
 from engine.threads import default_threads  # noqa: E402
+from engine.weights_hash import weights_hash  # noqa: E402
 from testing.peers import environment, report  # noqa: E402
 from testing.peers.catalog import ENTRANTS, FAMILIES, OURS, PEERS, Entrant, select  # noqa: E402
 from testing.peers.protocol import PeerFailed, RunResult  # noqa: E402

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from engine.checkpoint import Checkpoint, read_config, weight_file_bytes, weights_hash
+from engine.checkpoint import Checkpoint, read_config, weight_file_bytes
 from engine.errors import CheckpointError, ModelNotFoundError
+from engine.weights_hash import weights_hash
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, overload
 
 import numpy as np
 
 from engine.backends.base import Logits, Progress
+from engine.backends.cached import CachedBackend
 from engine.config import PRECISIONS
-from engine.errors import BackendError, ConfigError
+from engine.errors import ConfigError
 from engine.events import ModelInfo
 from engine.fast_path import DecodeRequest
 from engine.native import pack
@@ -26,85 +26,40 @@ log = logging.getLogger(__name__)
 
 
 
-class NativeBackend:
-    """See engine.backends.base.Backend."""
+class NativeBackend(CachedBackend[Cache]):
+    """See engine.backends.base.Backend; also engine.fast_path.ManySteps."""
 
     def __init__(self, model: Model, info: ModelInfo) -> None:
-        self.info = info
+        super().__init__(info)
         self._model = model
         self._runner = Runner(model, info.threads)
-        self._caches: dict[int, Cache] = {}
-        self._next_slot = 0
 
-    def open(self) -> int:
-        return self._add(Cache(self._model.cache_shape))
+    def _new_cache(self) -> Cache:
+        return Cache(self._model.cache_shape)
 
-    def _add(self, cache: Cache) -> int:
-        slot = self._next_slot
-        self._next_slot += 1
-        self._caches[slot] = cache
-        return slot
+    def _copy(self, cache: Cache) -> Cache:
+        return cache.copy()
 
-    @overload
-    def extend(
-        self,
-        slots: Sequence[int],
-        tokens: Sequence[Sequence[int]],
-        all_positions: Literal[False] = False,
-    ) -> Logits: ...
+    def _length_of(self, cache: Cache) -> int:
+        return cache.length
 
-    @overload
-    def extend(
-        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], all_positions: Literal[True]
-    ) -> list[Logits]: ...
+    def _shorten(self, cache: Cache, length: int) -> None:
+        cache.length = length
 
-    def extend(
-        self,
-        slots: Sequence[int],
-        tokens: Sequence[Sequence[int]],
-        all_positions: bool = False,
-    ) -> Logits | list[Logits]:
-        caches = [self._caches[slot] for slot in slots]
-        for cache, ids in zip(caches, tokens, strict=True):
-            self._check(cache, ids)
+    def _run(
+        self, caches: Sequence[Cache], tokens: Sequence[Sequence[int]], all_positions: bool
+    ) -> list[Logits]:
         counts = [len(ids) if all_positions else 1 for ids in tokens]
         logits = np.empty((sum(counts), self.info.vocab_size), np.float32)
         self._runner.run(list(zip(caches, tokens, strict=True)), logits, all_positions)
-        if not all_positions:
-            return logits
-        return np.split(logits, np.cumsum(counts)[:-1])
-
-    def _check(self, cache: Cache, ids: Sequence[int]) -> None:
-        if not ids or cache.length + len(ids) > self.info.context:
-            raise BackendError(
-                f"{len(ids)} tokens after {cache.length} do not fit the context of "
-                f"{self.info.context}"
-            )
-        if min(ids) < 0 or max(ids) >= self.info.vocab_size:
-            raise BackendError(
-                f"a token is outside the vocabulary of {self.info.vocab_size}; the tokenizer "
-                "does not belong to this model"
-            )
+        return np.split(logits, np.cumsum(counts)[:-1]) if all_positions else [logits]
 
     def start_decoding(self, requests: Sequence[DecodeRequest]) -> NativeDecoding:
         """See engine.fast_path.ManySteps."""
         for request in requests:
-            self._check(self._caches[request.slot], [request.token])
+            self._check(request.slot, [request.token])
         caches = [self._caches[request.slot] for request in requests]
         return NativeDecoding(self._runner, requests, caches)
-
-    def length(self, slot: int) -> int:
-        return self._caches[slot].length
-
-    def truncate(self, slot: int, length: int) -> None:
-        cache = self._caches[slot]
-        cache.length = min(cache.length, length)
-
-    def fork(self, slot: int) -> int:
-        return self._add(self._caches[slot].copy())
-
-    def close(self, slot: int) -> None:
-        del self._caches[slot]
 
     def shutdown(self) -> None:
         self._runner.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +19,12 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.pytorch_utils import Conv1D
 
 from engine.backends.base import Logits, Progress
-from engine.checkpoint import Checkpoint, ModelConfig, weights_hash
+from engine.backends.cached import CachedBackend
+from engine.checkpoint import Checkpoint, ModelConfig
 from engine.errors import BackendError, OutOfMemoryError
 from engine.events import ModelInfo
 from engine.threads import default_threads
+from engine.weights_hash import cached_hash
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 _GROWTH = 128  # tokens by which a cache grows at least
@@ -100,59 +102,33 @@ class _Int8Embedding(nn.Module):
         return rows
 
 
-class TorchBackend:
-    """See engine.backends.base.Backend."""
+class TorchBackend(CachedBackend[Cache]):
+    """See engine.backends.base.Backend. Sequences are run one after the other."""
 
     def __init__(self, model: GPT2LMHeadModel, info: ModelInfo) -> None:
-        self.info = info
+        super().__init__(info)
         self._model = model
-        self._caches: dict[int, Cache] = {}
-        self._next_slot = 0
 
-    def open(self) -> int:
-        layers = [_CacheLayer(self.info.context) for _ in range(self.info.layers)]
-        return self._add(Cache(layers=layers))
+    def _new_cache(self) -> Cache:
+        return Cache(layers=[_CacheLayer(self.info.context) for _ in range(self.info.layers)])
 
-    def _add(self, cache: Cache) -> int:
-        slot = self._next_slot
-        self._next_slot += 1
-        self._caches[slot] = cache
-        return slot
+    def _copy(self, cache: Cache) -> Cache:
+        return Cache(layers=[layer.copy() for layer in cache.layers])
 
-    @overload
-    def extend(
-        self,
-        slots: Sequence[int],
-        tokens: Sequence[Sequence[int]],
-        all_positions: Literal[False] = False,
-    ) -> Logits: ...
+    def _length_of(self, cache: Cache) -> int:
+        return int(cache.get_seq_length())
 
-    @overload
-    def extend(
-        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], all_positions: Literal[True]
-    ) -> list[Logits]: ...
+    def _shorten(self, cache: Cache, length: int) -> None:
+        for layer in cache.layers:
+            layer.used = min(layer.used, length)
 
-    def extend(
-        self,
-        slots: Sequence[int],
-        tokens: Sequence[Sequence[int]],
-        all_positions: bool = False,
-    ) -> Logits | list[Logits]:
-        rows: list[Logits] = []
-        for slot, ids in zip(slots, tokens, strict=True):
-            if not ids or self.length(slot) + len(ids) > self.info.context:
-                raise BackendError(
-                    f"{len(ids)} tokens after {self.length(slot)} do not fit the context of "
-                    f"{self.info.context}"
-                )
-            rows.append(self._run(self._caches[slot], ids, all_positions))
-        if all_positions:
-            return rows
-        import numpy as np
+    def _run(
+        self, caches: Sequence[Cache], tokens: Sequence[Sequence[int]], all_positions: bool
+    ) -> list[Logits]:
+        pairs = zip(caches, tokens, strict=True)
+        return [self._run_one(cache, ids, all_positions) for cache, ids in pairs]
 
-        return np.concatenate(rows)
-
-    def _run(self, cache: Cache, ids: Sequence[int], all_positions: bool) -> Logits:
+    def _run_one(self, cache: Cache, ids: Sequence[int], all_positions: bool) -> Logits:
         try:
             with torch.inference_mode():
                 hidden = self._model.transformer(
@@ -162,19 +138,6 @@ class TorchBackend:
                 return logits.float().numpy()  # type: ignore[no-any-return]
         except (RuntimeError, MemoryError) as error:
             raise _translated(error) from error
-
-    def length(self, slot: int) -> int:
-        return int(self._caches[slot].get_seq_length())
-
-    def truncate(self, slot: int, length: int) -> None:
-        for layer in self._caches[slot].layers:
-            layer.used = min(layer.used, length)
-
-    def fork(self, slot: int) -> int:
-        return self._add(Cache(layers=[layer.copy() for layer in self._caches[slot].layers]))
-
-    def close(self, slot: int) -> None:
-        del self._caches[slot]
 
     def shutdown(self) -> None:
         self._caches.clear()
@@ -218,7 +181,7 @@ def load(
         vocab_size=config.vocab_size,
         weight_bytes=weight_bytes(model),
         weight_bytes_fp32=4 * config.parameters,
-        weights_hash=weights_hash(folder),
+        weights_hash=cached_hash(folder),
         read_bytes=read_bytes(model),
         detail=f"torch {torch.__version__.split('+')[0]}, sdpa",
     )

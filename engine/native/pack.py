@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import atomic, paths
-from engine.checkpoint import Checkpoint, ModelConfig, weight_files, weights_hash
-from engine.errors import StorageError
+from engine import paths
+from engine.checkpoint import Checkpoint, ModelConfig
 from engine.native.kernels import BLOCK, GROUP, Kernel
 from engine.native.memory import large
 from engine.native.quantise import encode, padded, smoothing, to_bf16
+from engine.weights_hash import cached_hash
 
 log = logging.getLogger(__name__)
 
@@ -242,22 +242,6 @@ def _magnitudes(weights: NDArray[np.float32]) -> NDArray[np.float32]:
 # -- on disk -------------------------------------------------------------------------------------
 
 
-def cached_hash(folder: Path) -> str:
-    """weights_hash(folder), remembered by the files' names, sizes and times."""
-    stats = [(path.resolve(), path.stat()) for path in weight_files(folder)]
-    key = json.dumps([(str(path), s.st_size, s.st_mtime_ns) for path, s in stats])
-    memory = paths.cache_dir() / "weight-hashes.json"
-    known: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    if not isinstance(known, dict) or not isinstance(known.get(key), str):
-        known = dict(list(known.items())[-50:]) if isinstance(known, dict) else {}
-        known[key] = weights_hash(folder)
-        with contextlib.suppress(StorageError):
-            atomic.write_json(memory, known)
-    return known[key]
-
-
 def _cache_file(digest: str, kernel: Kernel, head: Kernel) -> Path:
     name = f"{digest[:24]}-{kernel.layout}-{head.layout}-v{FORMAT}.pack"
     return paths.cache_dir() / "packed" / name
@@ -393,4 +377,4 @@ def load(
     return packed, digest
 
 
-__all__ = ["Packed", "Section", "cached_hash", "layout", "linear_names", "load", "pack", "store"]
+__all__ = ["Packed", "Section", "layout", "linear_names", "load", "pack", "store"]
