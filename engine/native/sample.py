@@ -1,9 +1,9 @@
 """From logits to a token in compiled code: the same tokens as engine.sampling.Sampler.
 
-Nothing is sorted but a few candidates. A threshold is found by bisection over the logits' values
-(as ordered integers), each step one pass of vector comparisons, until at most CANDIDATES tokens
-are undecided. Sums over tokens run in another order than Sampler's, so the two could differ
-where a random number falls within about 1e-13 of a boundary between two tokens.
+Nothing is sorted but a few candidates. A threshold is found by bisection over the logits, each
+step one pass of vector comparisons, until few tokens are undecided. Sums over tokens run in
+another order than Sampler's, so the two could differ where a random number falls within about
+1e-13 of a boundary between two tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from engine.native.simd import (
     from_order_key,
     keep_below,
     load_f32,
-    load_f64,
     mask_at_least,
     max_lanes,
     maximum,
@@ -41,7 +40,9 @@ from engine.native.simd import (
     write_i64,
 )
 
-CANDIDATES = 1024
+CANDIDATES = 1024  # at most so many tokens are handled one by one
+UNDECIDED = 256  # fewer are cheaper to sort than to halve again
+_HALVINGS = 16  # by value; then by the floats' order, which always comes to an end
 UNUSABLE = -1  # returned for logits that are NaN or leave nothing to choose from
 
 _INT = np.int64
@@ -104,11 +105,27 @@ def _count(logits: int, span: int, bound: float) -> int:
 
 
 @helper
-def _mass(logits: int, weights: int, span: int, bound: float) -> Any:
+def _mass(logits: int, weights: int, span: int, bound: float) -> tuple[float, int]:
+    """The weight and the number of the tokens with a logit of at least `bound`."""
     total = splat_f64(0.0)
+    count = 0
     for i in range(0, span, LANES):
         total = add_at_least(total, logits + 4 * i, weights + 8 * i, bound)
-    return sum_lanes_f64(total)
+        count += count_ones(mask_at_least(logits + 4 * i, bound))
+    return sum_lanes_f64(total), count
+
+
+@helper
+def _between(low: int, high: int, halvings: int) -> int:
+    """An order key strictly between two, which are at least 2 apart.
+
+    Logits lie evenly as values, not as keys: half of those are between -1 and 1.
+    """
+    if halvings < _HALVINGS:
+        half = float32(0.5)
+        value = float32(from_order_key(low) * half + from_order_key(high) * half)
+        return int(min(max(order_key(value), low + 1), high - 1))
+    return (low + high) >> 1
 
 
 @helper
@@ -155,8 +172,10 @@ def _kth_largest(logits: int, span: int, k: int, lowest: float, highest: float, 
     low, high = order_key(lowest), order_key(highest) + 1
     # `reaching` tokens are at or above `low`, at least k; `above` at or above `high`, fewer.
     reaching, above = span, 0
-    while high - low > 1 and reaching - above > CANDIDATES:
-        middle = (low + high) >> 1
+    halvings = 0
+    while high - low > 1 and reaching - above > UNDECIDED:
+        middle = _between(low, high, halvings)
+        halvings += 1
         count = _count(logits, span, from_order_key(middle))
         if count >= k:
             low, reaching = middle, count
@@ -175,32 +194,32 @@ def _kth_largest(logits: int, span: int, k: int, lowest: float, highest: float, 
 @helper
 def _keep_nucleus(
     logits: int, weights: int, span: int, p: float, lowest: float, highest: float, ids: int
-) -> None:
-    """Zero the weights outside the smallest set of tokens whose probabilities reach p.
+) -> Any:
+    """Find the smallest set of tokens whose probabilities reach p.
 
-    A token stays while those before it, by falling weight and then by falling id, sum to less
-    than p; the first one always stays.
+    A token is in it while those before it, by falling weight and then by falling id, sum to less
+    than p; the first one always is. Returns the logit from which tokens are in it; those of at
+    least that logit that are not get a weight of 0.
     """
-    target = p * _mass(logits, weights, span, lowest)
+    whole, undecided = _mass(logits, weights, span, lowest)
+    target = p * whole
     low, high = order_key(lowest), order_key(highest) + 1
     # All tokens at or above `high` stay and weigh `mass`; all below `low` go.
     mass, above = 0.0, 0
-    undecided = _count(logits, span, lowest)
-    while high - low > 1 and undecided > CANDIDATES:
-        middle = (low + high) >> 1
-        bound = from_order_key(middle)
-        heavier, count = _mass(logits, weights, span, bound), _count(logits, span, bound)
+    halvings = 0
+    while high - low > 1 and undecided > UNDECIDED:
+        middle = _between(low, high, halvings)
+        halvings += 1
+        heavier, count = _mass(logits, weights, span, from_order_key(middle))
         if heavier >= target:
             undecided = count - above
             low = middle
         else:
             undecided -= count - above
             high, mass, above = middle, heavier, count
-    bound = from_order_key(low)
     keys = ids + 8 * CANDIDATES
-    found = 0
-    if undecided <= CANDIDATES:
-        found = _gather(logits, span, bound, high, ids)
+    if undecided <= UNDECIDED:
+        found = _gather(logits, span, from_order_key(low), high, ids)
         for i in range(found):
             write_f64(keys + 8 * i, read_f64(weights + 8 * read_i64(ids + 8 * i)))
         _sort(ids, keys, found)
@@ -215,29 +234,25 @@ def _keep_nucleus(
                     write_f64(weights + 8 * i, 0.0)
                 mass += read_f64(weights + 8 * i)
                 above += 1
-    for i in range(0, span, LANES):
-        bits = mask_at_least(logits + 4 * i, bound)
-        if bits != 0xFFFF:
-            for lane in range(LANES):
-                if bits & (1 << lane) == 0:
-                    write_f64(weights + 8 * (i + lane), 0.0)
+    return from_order_key(low)
 
 
 @helper
-def _draw(weights: int, span: int, u: float) -> int:
-    """The first token, by id, where the running sum of weights exceeds u times their total."""
-    total = 0.0
-    for i in range(0, span, LANES):
-        total += sum_lanes_f64(load_f64(weights + 8 * i))
-    target = u * total
+def _draw(logits: int, weights: int, span: int, bound: float, u: float) -> int:
+    """The first token, by id, where the running sum of weights exceeds u times their total.
+
+    Tokens with a logit below `bound` do not count.
+    """
+    target = u * _mass(logits, weights, span, bound)[0]
     running = 0.0
     last = 0
     for i in range(0, span, LANES):
-        block = sum_lanes_f64(load_f64(weights + 8 * i))
+        here = add_at_least(splat_f64(0.0), logits + 4 * i, weights + 8 * i, bound)
+        block = sum_lanes_f64(here)
         if block > 0.0 and running + block > target:
             for lane in range(LANES):
                 weight = read_f64(weights + 8 * (i + lane))
-                if weight > 0.0:
+                if weight > 0.0 and read_f32(logits + 4 * (i + lane)) >= bound:
                     running += weight
                     last = i + lane
                     if running > target:
@@ -332,5 +347,5 @@ def choose(logits: int, vocab: int, s: Any, scratch: int) -> Any:
     for i in range(0, span, LANES):
         exp_weights(logits + 4 * i, scratch + 8 * i, s.temperature, top, bound)
     if s.top_p < 1.0:
-        _keep_nucleus(logits, scratch, span, s.top_p, bound, highest, ids)
-    return _draw(scratch, span, u)
+        bound = _keep_nucleus(logits, scratch, span, s.top_p, bound, highest, ids)
+    return _draw(logits, scratch, span, bound, u)
