@@ -2,8 +2,9 @@
 
 Between calls they are parked in the operating system. Within a call each runs compiled code
 without the GIL and meets the others at a barrier: a counter that is watched for a bounded number
-of spins, then between offers to let somebody else have the core, so that a busy machine slows
-the engine in proportion and no more.
+of spins, then the core is offered to others, then it is watched again. A thread that only spun
+would keep the core from the one it waits for; one that offered it at every look would give away
+many turns for one short wait. testing/oversubscription.py measures what a busy machine leaves.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from engine.errors import BackendError
 from engine.native.jit import helper
 from engine.native.simd import atomic_add, atomic_load, pause
 
-SPINS = 4000  # looks at the counter before the core is offered to others: some 50 us
+SPINS = 1500  # looks at the counter before the core is offered to others: some 20 us
 
 
 def _register_yield() -> None:
@@ -55,6 +56,7 @@ def barrier(counter: int, threads: int) -> None:
             pause()
         else:
             _yield_core()
+            spins = 0
 
 
 Task = Callable[[int], Any]
