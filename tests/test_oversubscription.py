@@ -14,7 +14,7 @@ import pytest
 
 from engine.measure import Run, Work
 from testing import oversubscription
-from testing.oversubscription import Result, busy_processes, compare, fair_share
+from testing.oversubscription import Result, busy_processes, compare, fair_share, was_quiet
 from tests import native_support
 from tests.scripted import ScriptedBackend
 
@@ -45,6 +45,12 @@ def test_the_fair_share_counts_threads() -> None:
     assert fair_share(threads=2, busy=2, cores=4) == 1
     # Twice as many threads as cores get half of a core each when alone, a third beside two more.
     assert fair_share(threads=4, busy=2, cores=2) == pytest.approx(2 / 3)
+
+
+def test_a_machine_that_others_use_is_not_quiet() -> None:
+    alone = Result(busy=0, tokens_per_s=100.0, share=1.0, fair_share=1.0, cores_used=1.5)
+    assert not was_quiet(alone, threads=2, cores=2)
+    assert was_quiet(alone, threads=1, cores=2) and was_quiet(alone, threads=4, cores=1)
 
 
 def test_busy_processes_share_our_session_and_end_whatever_happens() -> None:
@@ -114,6 +120,7 @@ def test_it_ends_with_a_record_and_a_status(
     assert [r["busy"] for r in record["results"]] == [r.busy for r in found[0]]
     assert all(r.tokens_per_s > 0 for r in found[0]) and found[0][0].share == 1
     assert any("TOO LITTLE" in line for line in table) == bool(status)
+    assert any("not quiet" in line for line in table) != record["quiet"]
 
 
 def test_wrong_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
