@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from engine.backends.base import Backend, Logits
 from engine.config import GenerationConfig
 from engine.events import Event, Finished, ModelInfo, Prefill, Started, Timings, Token
-from engine.fast_path import DecodeRequest, ManySteps
+from engine.fast_path import DecodeRequest, Decoding, ManySteps
 from engine.philox import fresh_seed
 from engine.sampling import Sampler, unusable_logits
 from engine.slots import SlotPool
 from engine.tokenizer import StreamDecoder, Tokenizer, check_ids, clean_prompt
 
-PREFILL_CHUNK = 256  # tokens run between two chances to cancel
+PREFILL_CHUNK = 256  # prompt tokens run between two chances to cancel
 POLL_S = 0.004  # how often tokens are fetched from a backend that runs many steps by itself
 
 
@@ -181,14 +181,19 @@ def step(backend: Backend, generations: Sequence[Generation]) -> Logits:
 
 
 def many_steps(
-    backend: ManySteps, generations: Sequence[Generation], interrupted: Callable[[], bool]
+    backend: ManySteps,
+    generations: Sequence[Generation],
+    interrupted: Callable[[], bool],
+    started: Callable[[Decoding], None] = lambda run: None,
 ) -> Iterator[tuple[Generation, list[Event]]]:
     """Steps on the fast path until all are done or `interrupted`: what came of whom, as it comes.
 
-    None may be `reading`. Raises BackendError where logits became unusable.
+    None may be `reading`. `started` is given the run, whose `stop` any thread may call. Raises
+    BackendError where logits became unusable.
     """
     run = backend.start_decoding([g.request() for g in generations])
     try:
+        started(run)
         over = False
         while not over:
             over = run.done  # asked before polling, so that the last tokens are polled too

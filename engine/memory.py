@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine import cgroups
 from engine.backends import find
 from engine.checkpoint import ModelConfig
 from engine.errors import ConfigError, OutOfMemoryError
@@ -18,8 +19,10 @@ _MB = 1_000_000
 # What a backend's libraries occupy before any weight is read.
 _OVERHEAD = {"torch": 350 * _MB}
 _OVERHEAD_OTHERS = 150 * _MB
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
-_CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
+_CGROUP_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ def _native(shape: ModelConfig, precision: str) -> tuple[int, int]:
         # The token table in bf16; a scale and a bias for each output.
         held += 2 * table + 8 * outputs
     weights = held + norms_and_positions
-    # One tensor is held as it was read, and checked; the largest is the embedding.
-    return weights, weights + 9 * max(table, width * inner)
+    # One matrix is held as it was read, and checked; the embedding is read in parts.
+    return weights, weights + 9 * max(3 * width * width, width * inner)
 
 
 def _torch_int8(shape: ModelConfig) -> int:
@@ -117,7 +120,8 @@ def check_fits(
     estimate = estimate_bytes(shape, precision, backend)
     free = available_bytes() if available is None else available
     # The libraries count once: what is imported already is gone from the free memory.
-    loaded = estimate.overhead if backend in sys.modules else 0
+    library = "numba" if backend == "native" else backend
+    loaded = estimate.overhead if library in sys.modules else 0
     needed = estimate.needed - loaded
     if needed <= free:
         return estimate
@@ -134,47 +138,20 @@ def check_fits(
 
 
 def available_bytes(
-    cgroup_root: Path = _CGROUP_ROOT, cgroup_membership: Path = _CGROUP_MEMBERSHIP
+    cgroup_root: Path = cgroups.ROOT, cgroup_membership: Path = cgroups.MEMBERSHIP
 ) -> int:
     """Memory that can be taken now without swapping, control-group limits honoured."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    for folder, limit_file, usage_file, cache_key in _cgroup_folders(
-        cgroup_root, cgroup_membership
-    ):
+    for folder, version in cgroups.folders("memory", cgroup_root, cgroup_membership):
+        limit_file, usage_file, cache_key = _CGROUP_FILES[version]
         limit = _read_int(folder / limit_file)
         usage = _read_int(folder / usage_file)
         if limit is not None and usage is not None:
             # File pages count as used but are given up when memory is wanted.
             free = min(free, limit - usage + _stat_value(folder / "memory.stat", cache_key))
     return max(0, free)
-
-
-def _cgroup_folders(root: Path, membership: Path) -> list[tuple[Path, str, str, str]]:
-    """(folder, limit file, usage file, cache key) from this process's group up to the root."""
-    try:
-        lines = membership.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
-    found = []
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if controllers == "":
-            base, files = root, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            base = root / "memory"
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        # Inside a container the path may be the host's, of which only the root is visible.
-        folder = base.joinpath(*[part for part in group.split("/") if part not in ("", "..")])
-        for candidate in (folder, *folder.parents):
-            found.append((candidate, *files))
-            if candidate == base:
-                break
-    return found
 
 
 def _read_int(path: Path) -> int | None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from engine.backends.base import Backend, LoadCancelled
 from engine.config import GenerationConfig, LoadConfig
-from engine.decoding import Generation, many_steps, step
+from engine.decoding import PREFILL_CHUNK, Generation, many_steps, step
 from engine.errors import BackendError, EngineError, ModelNotFoundError, OutOfMemoryError
 from engine.events import (
     TERMINAL,
@@ -36,7 +36,7 @@ from engine.events import (
     Loading,
     ModelInfo,
 )
-from engine.fast_path import ManySteps
+from engine.fast_path import Decoding, ManySteps
 from engine.slots import SlotPool
 from engine.tokenizer import Tokenizer
 
@@ -57,10 +57,13 @@ class Job:
         self._cancelled = threading.Event()
         self._done = threading.Event()
         self._terminal: Event | None = None
+        self.interrupt: Callable[[], None] | None = None  # the worker's, while it runs many steps
 
     def cancel(self) -> None:
         """Stop within one token; what has been written is kept. Any thread, any number of times."""
         self._cancelled.set()
+        if (interrupt := self.interrupt) is not None:
+            interrupt()
 
     @property
     def cancelled(self) -> bool:
@@ -442,8 +445,9 @@ class Worker:
                 self._active.remove(entry)
 
     def _one_step(self, backend: Backend, going: list[tuple[Job, Generation]]) -> None:
-        rows = step(backend, [generation for _, generation in going])
-        for (job, generation), logits in zip(going, rows, strict=True):
+        due = _due(going)
+        rows = step(backend, [generation for _, generation in due])
+        for (job, generation), logits in zip(due, rows, strict=True):
             try:
                 events = generation.accept(logits)
             except Exception as error:  # in choosing: the others' caches are sound
@@ -461,9 +465,18 @@ class Worker:
                 or any(job.cancelled and not g.done for job, g in going)
             )
 
+        def started(run: Decoding) -> None:
+            for job, _ in going:
+                job.interrupt = run.stop
+
         jobs = {id(generation): job for job, generation in going}
-        for generation, events in many_steps(backend, [g for _, g in going], interrupted):
-            self._publish(jobs[id(generation)], *events)
+        generations = [generation for _, generation in going]
+        try:
+            for generation, events in many_steps(backend, generations, interrupted, started):
+                self._publish(jobs[id(generation)], *events)
+        finally:
+            for job, _ in going:
+                job.interrupt = None
 
     def _download(self, job: Job, name: str) -> None:
         from engine import catalog
@@ -482,6 +495,24 @@ class Worker:
                 self._publish(job, _failure(job, error, f"downloading {name}"))
         else:
             self._publish(job, Downloaded(job.id, name))
+
+
+def _due(going: list[tuple[Job, Generation]]) -> list[tuple[Job, Generation]]:
+    """Who takes part in a pass: all that write, and of those that read what makes one chunk.
+
+    So many long prompts at once delay the texts being written, and a cancellation, no more than
+    one does. A text's own chunks stay the same, for backends whose rounding depends on them.
+    """
+    due, room = [], PREFILL_CHUNK
+    for job, generation in going:
+        if generation.reading:
+            tokens = len(generation.next_tokens())
+            if room < tokens:
+                room = 0  # in turn: a short prompt does not overtake
+                continue
+            room -= tokens
+        due.append((job, generation))
+    return due
 
 
 def _shut_down(held: _Held) -> None:

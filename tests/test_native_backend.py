@@ -211,3 +211,19 @@ def test_it_says_what_it_is(tmp_path: Path) -> None:
     assert (info.backend, info.precision, info.threads) == ("native", "int8", 2)
     assert info.detail and info.weight_bytes > 0 and len(info.weights_hash) == 64
     made.shutdown()
+
+
+def test_a_text_that_overflowed_harms_none_after_it(tmp_path: Path) -> None:
+    """At a width that is padded: what a NaN left in the padding must not come back."""
+    folder = write_model(tmp_path / "model", width=48, heads=4)
+    backend = load(folder, "fp32")
+    before = backend.extend([backend.open()], [[1, 2, 3]])
+    x = next(a for a in backend._runner.work._kept if _holds(backend, a))
+    x.view(np.float32)[:] = np.nan
+    after = backend.extend([backend.open()], [[1, 2, 3]])
+    backend.shutdown()
+    np.testing.assert_array_equal(before, after)
+
+
+def _holds(backend: Any, buffer: Any) -> bool:
+    return int(buffer.ctypes.data) == int(backend._runner.work.record[0]["x"])

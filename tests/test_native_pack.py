@@ -170,6 +170,50 @@ def test_a_load_can_be_given_up(folder: Path) -> None:
     assert not _packs()
 
 
+@pytest.mark.parametrize("given_up", ["checking the weights", "keeping packed weights"])
+def test_a_load_can_be_given_up_in_every_stage(folder: Path, given_up: str) -> None:
+    from engine.backends import native_backend
+
+    def progress(stage: str, fraction: float | None) -> None:
+        if stage == given_up:
+            raise LoadCancelled
+
+    with pytest.raises(LoadCancelled):
+        native_backend.load(folder, name="m", precision="int8", threads=1, progress=progress)
+    folder_of_packs = paths.cache_dir() / "packed"
+    assert not folder_of_packs.exists() or not list(folder_of_packs.iterdir())
+
+
+def test_without_any_cache_folder_models_load(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder can be made here")
+    monkeypatch.setenv("GPT2_WORKBENCH_HOME", str(tmp_path / "file" / "home"))
+    assert _logits(folder).shape == (1, 300)
+
+
+def test_weights_that_change_while_they_are_packed_are_not_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.native import pack
+
+    digests = iter(["first", "second"])
+    monkeypatch.setattr(pack, "cached_hash", lambda folder, progress: next(digests))
+    _logits(folder)
+    assert not _packs()
+
+
+def test_a_float64_that_no_float32_holds_is_refused(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    wide = tensors["wte.weight"].astype(np.float64)
+    wide[5, 6] = 1e300
+    save_file(tensors | {"wte.weight": wide}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="wte"):
+        load(folder, "int8")
+
+
 def test_progress_rises_to_the_end(folder: Path) -> None:
     from engine.backends import native_backend
 

@@ -94,3 +94,34 @@ def test_the_barrier_holds_everybody_back() -> None:
     team.run(task)
     team.close()
     assert wrong.tolist() == [0] * threads
+
+
+def test_ctrl_c_waits_for_the_threads(team: object) -> None:
+    """Twice, because a second one must not free what compiled code still writes to."""
+    from engine.native.team import Team
+
+    assert isinstance(team, Team)
+    begun, go = threading.Event(), threading.Event()
+
+    def task(number: int) -> None:
+        begun.set()
+        go.wait(10)
+
+    call = team.start(task)
+    assert begun.wait(10)
+    left = 2
+
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            nonlocal left
+            if left:
+                left -= 1
+                if left == 0:
+                    go.set()
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    call._done = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        call.outlast()
+    assert left == 0 and call.done

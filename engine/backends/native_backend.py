@@ -62,9 +62,11 @@ class NativeBackend(CachedBackend[Cache]):
         return NativeDecoding(self._runner, requests, caches)
 
     def shutdown(self) -> None:
-        self._runner.close()
-        self._caches.clear()
-        self._model.packed.close()
+        try:
+            self._runner.close()
+        finally:
+            self._caches.clear()
+            self._model.packed.close()
 
 
 def kernels_of(precision: str) -> tuple[Kernel, Kernel]:
@@ -90,17 +92,18 @@ def load(
     """Load a model folder; see engine.backends.base.BackendFactory."""
     kernel, head = kernels_of(precision)
     threads = threads or default_threads()
-    compiling = threading.Thread(target=_quietly, args=(precision,), name="native-warm-up")
+    # A daemon: a load that is given up does not wait for it.
+    compiling = threading.Thread(
+        target=_quietly, args=(precision,), name="native-warm-up", daemon=True
+    )
     compiling.start()
+    packed, digest = pack.load(
+        folder, kernel, head, lambda stage, fraction: progress(stage, 0.05 + 0.85 * fraction)
+    )
     try:
-        packed, digest = pack.load(
-            folder, kernel, head, lambda stage, fraction: progress(stage, 0.05 + 0.85 * fraction)
-        )
-        if compiling.is_alive():
+        while compiling.is_alive():
             progress("compiling", 0.95)
-    finally:
-        compiling.join()
-    try:
+            compiling.join(0.1)
         model = Model(packed)
         config = packed.config
         info = ModelInfo(

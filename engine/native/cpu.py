@@ -20,6 +20,7 @@ class CpuPath:
     rows: int  # rows of the activations that one register tile can hold
     prefetch: bool  # whether software prefetch is worth its instructions
     half_floats: bool  # whether the CPU converts fp16 by itself
+    streams: int = 1  # blocks of int8 weights read side by side for a single row
 
 
 _FEATURES_OF_NAME = {"haswell": {"avx2", "fma", "f16c"}, "generic": set[str]()}
@@ -37,7 +38,10 @@ def features() -> frozenset[str]:
         listed = [f for f in str(config.CPU_FEATURES).split(",") if f]
         named = {f[1:] for f in listed if f.startswith("+")}
         return frozenset(named | _FEATURES_OF_NAME.get(str(config.CPU_NAME), set()))
-    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+    there = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    if not config.ENABLE_AVX:  # Numba then compiles without them
+        there = {name for name in there if not name.startswith("avx")}
+    return frozenset(there)
 
 
 @cache
@@ -45,7 +49,9 @@ def cpu_path() -> CpuPath:
     """The path of this process."""
     has = features().issuperset
     if has({"avx512f", "avx512bw", "avx512vnni"}):
-        return CpuPath("vnni512", "AVX-512 VNNI", rows=6, prefetch=True, half_floats=True)
+        return CpuPath(
+            "vnni512", "AVX-512 VNNI", rows=6, prefetch=True, half_floats=True, streams=4
+        )
     narrow_vnni = has({"avxvnni"}) or has({"avx512vl", "avx512vnni"})
     if has({"avx2", "fma"}) and narrow_vnni:
         return CpuPath("vnni256", "AVX-VNNI", rows=2, prefetch=True, half_floats=True)

@@ -238,6 +238,8 @@ def _embed(kernel: Any, thread: int, p: Any, model: Any) -> None:
         for i in range(model.width):
             value = embed_row(kernel, model.embedding, model.embedding_bytes, token, i)
             write_f32(target + 4 * i, float32(value + read_f32(position + 4 * i)))
+        for i in range(model.width, 64 * model.groups):  # a NaN of an earlier pass may be there
+            write_f32(target + 4 * i, float32(0.0))
     barrier(p.barrier, p.threads)
 
 

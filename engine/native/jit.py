@@ -15,22 +15,25 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numba
 import numba.core.config
 from numba.core import codegen, compiler, compiler_machinery, typed_passes
+from numba.core import errors as numba_errors
 
 from engine import paths
-from engine.errors import StorageError
+from engine.errors import BackendError, StorageError
 from engine.native.cpu import cpu_path, features
 
 config: Any = numba.core.config
 _compile: Any = numba.njit
 log = logging.getLogger(__name__)
 
+_PATIENCE_S = 120.0  # for another process that compiles
 _KEPT = 6  # cache folders: this version, its other CPU paths, and some before it
 
 
@@ -126,6 +129,52 @@ class _HelperCompiler(compiler.CompilerBase):
         passes.add_pass_after(_MakeLinkedOnly, typed_passes.NopythonTypeInference)
         passes.finalize()
         return [passes]
+
+
+def compile_for(function: Any, signature: tuple[Any, ...]) -> None:
+    """Compile an `njit` function for the types of its arguments, or fetch it from disk.
+
+    To be called before any thread calls the function: a thread that fails to keep the code would
+    leave the others at a barrier. Numba neither locks nor checks what it keeps, so processes take
+    turns here, and what cannot be read, or is not what was asked for, is dropped and made anew.
+    """
+    with _turn():
+        for last_try in (False, True):
+            try:
+                function.compile(signature)
+            except numba_errors.NumbaError:
+                raise
+            except Exception as error:  # from reading or writing the file: the code may be there
+                log.warning("compiled code could not be read or kept: %s", error)
+            if signature in function.overloads:
+                return
+            if last_try:
+                raise BackendError(
+                    "the native engine could not be compiled; delete the folder "
+                    f"{config.CACHE_DIR} and start again, or take the backend torch"
+                )
+            with contextlib.suppress(OSError):
+                function._cache.flush()
+
+
+@contextlib.contextmanager
+def _turn() -> Iterator[None]:
+    """Wait until no other process compiles, but not for ever."""
+    if not CACHED:
+        yield
+        return
+    lock = filelock.FileLock(Path(str(config.CACHE_DIR)) / "lock", timeout=_PATIENCE_S)
+    held = False
+    try:
+        lock.acquire()
+        held = True
+    except (filelock.Timeout, OSError) as error:
+        log.warning("compiling without a lock: %s", error)
+    try:
+        yield
+    finally:
+        if held:
+            lock.release()
 
 
 _COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}

@@ -154,8 +154,7 @@ def _halves(builder: Builder, v: Value) -> list[Value]:
     count = v.type.count // 2
     parts = [range(count), range(count, 2 * count)]
     return [
-        builder.shuffle_vector(v, v, ir.Constant(vector(I32, count), list(part)))
-        for part in parts
+        builder.shuffle_vector(v, v, ir.Constant(vector(I32, count), list(part))) for part in parts
     ]
 
 
@@ -348,6 +347,24 @@ class _Tile:
             for t in range(TILES):
                 self.accumulate(t, m, self.total(sets, t, m), scale)
 
+    def side_by_side(self, index: Value, tiles: list[_Tile]) -> None:
+        """`group` of int8 for one row of several blocks, a few lines of each in turn."""
+        b = self.builder
+        place = b.mul(index, constant(I64, GROUP * BLOCK))
+        rows = self.rows_at(b.mul(index, constant(I64, self.kernel.group_bytes)))
+        starts = [b.add(one.weights, place) for one in tiles]
+        sums = [one.integer_sums(self._corrections(rows, 0))[0] for one in tiles]
+        for step in range(GROUP // 4):
+            at = [offset(b, row, 4 * step) for row in rows]
+            for one, start, own in zip(tiles, starts, sums, strict=True):
+                places = range(TILES * step, TILES * step + TILES)
+                lines = [one.line(start, i, vector(I8, LINE), None) for i in places]
+                one.byte_step(own, lines, at)
+        (scale,) = self._scales(rows)
+        for one, own in zip(tiles, sums, strict=True):
+            for t in range(TILES):
+                one.accumulate(t, 0, self.total([own], t, 0), scale)
+
     def _group_int4(self, index: Value, next_block: Value | None) -> None:
         b, kernel = self.builder, self.kernel
         group_bytes = kernel.subgroups * 2 * BLOCK + GROUP * BLOCK // 2
@@ -439,6 +456,50 @@ def tile(
         return context.get_dummy_value()
 
     return types.void(kernel, rows, *[types.intp] * 5), generate
+
+
+@intrinsic
+def tile_streams(
+    typing_context: Any, kernel: Any, weights: Any, apart: Any, x: Any, groups: Any, out: Any
+) -> Any:
+    """As `tile` for one row and the int8 kernel, but streams(kernel) blocks side by side.
+
+    The blocks begin `apart` bytes from one another; `out` takes 32 floats of each. Memory delivers
+    more to a core that reads several streams; every output is summed as `tile` does.
+    """
+    spec: Kernel = kernel.kernel
+
+    def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        _, weights, apart, x, groups, out = args
+        if _streams(spec) == 1:
+            return context.get_dummy_value()  # a branch that this kernel never takes
+        starts = [
+            builder.add(weights, builder.mul(apart, constant(I64, i)))
+            for i in range(_streams(spec))
+        ]
+        tiles = [_Tile(builder, spec, 1, start, x, constant(I64, 0)) for start in starts]
+        length = builder.mul(groups, constant(I64, GROUP * BLOCK))
+        with for_range(builder, groups) as loop:
+            tiles[0].side_by_side(loop.index, tiles)
+        for i, (one, start) in enumerate(zip(tiles, starts, strict=True)):
+            one.finish(offset(builder, out, 4 * BLOCK * i), builder.add(start, length))
+        return context.get_dummy_value()
+
+    return types.void(kernel, *[types.intp] * 5), generate
+
+
+def _streams(kernel: Kernel) -> int:
+    return kernel.path.streams if kernel.weights == "int8" else 1
+
+
+@intrinsic
+def streams(typing_context: Any, kernel: Any) -> Any:
+    """How many blocks `tile_streams` takes, as a constant; 1 where it takes none."""
+
+    def generate(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        return constant(I64, _streams(kernel.kernel))
+
+    return types.intp(kernel), generate
 
 
 @intrinsic

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from engine.native.jit import helper
-from engine.native.kernels import BLOCK, tile, tile_rows
+from engine.native.kernels import BLOCK, streams, tile, tile_rows, tile_streams
 from engine.native.simd import (
     add,
     gelu_erf,
@@ -70,6 +70,18 @@ def linear(
 
     Addresses and strides in bytes; y's rows are padded to whole blocks unless mode is STORE.
     """
+    wide = streams(kernel)
+    if rows == 1 and wide > 1:
+        apart = (last - first) // wide
+        for start in range(first, first + apart):
+            w = weights + start * block_bytes
+            tile_streams(kernel, w, apart * block_bytes, x, groups, scratch)
+            for i in range(wide):
+                block = start + i * apart
+                columns = BLOCK if mode != STORE else min(BLOCK, outputs - block * BLOCK)
+                target = y + block * (4 * BLOCK)
+                _emit(mode, scratch + i * (4 * BLOCK), 1, target, y_stride, columns)
+        first += wide * apart
     for block in range(first, last):
         w = weights + block * block_bytes
         columns = min(BLOCK, outputs - block * BLOCK)

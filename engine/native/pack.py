@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from engine import paths
 from engine.checkpoint import Checkpoint, ModelConfig
+from engine.errors import StorageError
 from engine.native.kernels import BLOCK, GROUP, Kernel
 from engine.native.memory import large
 from engine.native.quantise import encode, padded, smoothing, to_bf16
@@ -138,9 +139,10 @@ class _Packer:
     def run(self, checkpoint: Checkpoint, progress: Progress) -> None:
         total, done = checkpoint.config.parameters, 0
         for name, tensor in checkpoint.tensors(without=_EMBEDDING):
+            tensor = _as_float32(tensor)
             if not np.isfinite(tensor).all():
                 raise checkpoint.not_finite(name)
-            self.take(name, np.asarray(tensor, np.float32))
+            self.take(name, tensor)
             done += tensor.size
             del tensor
             progress(done / total)
@@ -168,14 +170,15 @@ class _Packer:
         packed, width = self.packed, self.packed.config.width
         largest = np.zeros(width, np.float32)
         for first, part in checkpoint.rows(_EMBEDDING, _CHUNK):
+            part = _as_float32(part)
             if not np.isfinite(part).all():
                 raise checkpoint.not_finite(_EMBEDDING)
-            part = np.asarray(part, np.float32)
             np.maximum(largest, _magnitudes(part), out=largest)
             if packed.kernel.integer:
                 packed.array("embedding")[first : first + len(part), :width] = to_bf16(part)
         scale = self._norm("ln_f", 2 * packed.config.layers, largest, packed.head)
         for first, part in checkpoint.rows(_EMBEDDING, _CHUNK):
+            part = _as_float32(part)
             self._outputs("head", first, part, np.zeros(len(part), np.float32), scale)
 
     @staticmethod
@@ -233,6 +236,12 @@ class _Packer:
         encode(kernel, part, part_bias, self.packed.array(name)[blocks])
 
 
+def _as_float32(tensor: NDArray[Any]) -> NDArray[np.float32]:
+    """Before looking for infinities: a float64 may become one."""
+    with np.errstate(over="ignore"):
+        return np.asarray(tensor, np.float32)
+
+
 def _magnitudes(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """The largest magnitude of each column, without a copy of the matrix."""
     largest: NDArray[np.float32] = np.maximum(weights.max(axis=0), -weights.min(axis=0))
@@ -256,9 +265,10 @@ def _header(digest: str, packed: Packed) -> dict[str, Any]:
     }
 
 
-def _checksum(data: Any) -> int:
+def _checksum(data: Any, progress: Progress) -> int:
     value = 0
     for at in range(0, len(data), _IO):
+        progress(at / len(data))
         value = zlib.crc32(memoryview(data[at : at + _IO]), value)
     return value
 
@@ -267,10 +277,10 @@ def load_cached(
     digest: str, config: ModelConfig, kernel: Kernel, head: Kernel, progress: Progress
 ) -> Packed | None:
     """The packed model from disk, or None where there is none that is sound."""
-    path = _cache_file(digest, kernel, head)
     try:
+        path = _cache_file(digest, kernel, head)
         file = path.open("rb", buffering=0)
-    except OSError:
+    except (OSError, StorageError):
         return None
     packed = Packed(config, kernel, head)
     with file:
@@ -320,19 +330,25 @@ def _fingerprint(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def store(digest: str, packed: Packed) -> None:
+def store(digest: str, packed: Packed, progress: Progress) -> None:
     """Keep a packed model on disk, atomically. A full disk is logged, not raised."""
-    path = _cache_file(digest, packed.kernel, packed.head)
+    try:
+        path = _cache_file(digest, packed.kernel, packed.head)
+    except StorageError as error:
+        log.warning("the packed model cannot be kept: %s", error)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     described = json.dumps(_header(digest, packed)).encode()
     head = _MAGIC + len(described).to_bytes(4, "little")
-    head += _checksum(packed.data).to_bytes(4, "little") + _fingerprint(described)
+    checksum = _checksum(packed.data, lambda fraction: progress(0.3 * fraction))
+    head += checksum.to_bytes(4, "little") + _fingerprint(described)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear(path.parent, packed.nbytes)
         with temporary.open("wb", buffering=0) as file:
             file.write(head.ljust(_HEADER, b"\0"))
             for at in range(0, packed.nbytes, _IO):
+                progress(0.3 + 0.7 * at / packed.nbytes)
                 _write_all(file, memoryview(packed.data)[at : at + _IO])
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -340,6 +356,10 @@ def store(digest: str, packed: Packed) -> None:
         log.warning("the packed model cannot be kept in %s: %s", path.parent, error)
         with contextlib.suppress(OSError):
             temporary.unlink()
+    except BaseException:  # the load was given up
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _write_all(file: Any, data: memoryview) -> None:
@@ -366,14 +386,19 @@ def load(
 ) -> tuple[Packed, str]:
     """The packed model of a folder, from disk or made now, and the weights' hash."""
     checkpoint = Checkpoint(folder)
-    progress("checking the weights", 0.02)
-    digest = cached_hash(folder)
-    packed = load_cached(
-        digest, checkpoint.config, kernel, head, lambda f: progress("reading weights", f)
-    )
-    if packed is None:
-        packed = pack(checkpoint, kernel, head, lambda f: progress("packing weights", f))
-        store(digest, packed)
+    digest = cached_hash(folder, lambda f: progress("checking the weights", 0.2 * f))
+    reading: Progress = lambda f: progress("reading weights", 0.2 + 0.8 * f)  # noqa: E731
+    packed = load_cached(digest, checkpoint.config, kernel, head, reading)
+    if packed is not None:
+        return packed, digest
+    packed = pack(checkpoint, kernel, head, lambda f: progress("packing weights", 0.2 + 0.7 * f))
+    try:
+        # Files that changed meanwhile are not what the digest says.
+        if cached_hash(folder, lambda f: None) == digest:
+            store(digest, packed, lambda f: progress("keeping packed weights", 0.9 + 0.1 * f))
+    except BaseException:
+        packed.close()
+        raise
     return packed, digest
 
 

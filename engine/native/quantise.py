@@ -15,6 +15,7 @@ from engine.native.kernels import BLOCK, GROUP, Kernel
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
+_F16_MAX = np.float32(65504.0)
 _SEARCH = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.75], np.float32)
 
 
@@ -94,7 +95,8 @@ def quantise_int4(weights: Floats, group: int) -> tuple[Bytes, NDArray[np.float1
     best = np.full(peak.shape, np.inf, np.float32)
     scales = np.zeros(peak.shape, np.float16)
     for factor in _SEARCH:
-        candidate = (peak * (factor / np.float32(-8.0))).astype(np.float16)
+        candidate = np.clip(peak * (factor / np.float32(-8.0)), -_F16_MAX, _F16_MAX)
+        candidate = candidate.astype(np.float16)
         back = _int4_codes(groups, candidate)
         back -= 8.0
         back *= candidate.astype(np.float32)[..., None]

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
+from numba import types
 
-from engine.native.jit import njit
+from engine.native.jit import compile_for, njit
 from engine.native.memory import aligned, large
 from engine.native.simd import (
     add,
@@ -108,10 +109,11 @@ class Gauge:
         self._buffer[:] = 1  # without this all pages would be one and the same page of zeros
         self._shared = aligned(_LINE * (1 + threads))  # the counter, then a line for each thread
         self._passes = 1
+        compile_for(_read, (types.intp,) * 9)  # before the threads: see there
         self._team = Team(threads)
         try:
             for streams, ahead in _PATTERNS.values():
-                self._run(streams, ahead)  # compiles, or fetches what was compiled before
+                self._run(streams, ahead)
             while min(self._run(*p) for p in _PATTERNS.values()) < _SLICE_S / 2:
                 self._passes *= 2
         except BaseException:

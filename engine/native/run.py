@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.errors import BackendError
 from engine.fast_path import DecodeRequest
-from engine.native import decode, sample
+from engine.native import decode, jit, sample
 from engine.native.forward import LINEARS_TYPE, MODEL_TYPE, PASS_TYPE
 from engine.native.kernels import Kernel, KernelType
 from engine.native.memory import aligned
@@ -29,7 +29,8 @@ _REASONS = {
 
 def compile_for(kernel: Kernel, head: Kernel) -> None:
     """Compile what a model of these kernels runs, or fetch it from the disk cache."""
-    decode.run.compile(
+    jit.compile_for(
+        decode.run,
         (
             KernelType(kernel),
             KernelType(head),
@@ -39,7 +40,7 @@ def compile_for(kernel: Kernel, head: Kernel) -> None:
             PASS_TYPE,
             decode.SEQUENCES_TYPE,
             decode.CONTROL_TYPE,
-        )
+        ),
     )
 
 
@@ -94,8 +95,10 @@ class Runner:
 
     def close(self) -> None:
         """End what is running, and the threads."""
-        self.settle()
-        self.team.close()
+        try:
+            self.settle()
+        finally:
+            self.team.close()
 
 
 class NativeDecoding:
@@ -197,7 +200,7 @@ class NativeDecoding:
             return
         self.stop()
         try:
-            self._call.wait()
+            self._call.outlast()
         finally:
             self._open = False
             self._runner.decoding = None

@@ -90,6 +90,21 @@ class Call:
             raise BackendError(f"the native engine failed: {self._error}") from self._error
         return done
 
+    def outlast(self) -> None:
+        """`wait`, not to be interrupted: Ctrl+C is raised when all threads are done.
+
+        Compiled code knows its buffers by their addresses alone, so they must not go before it.
+        """
+        interrupt: KeyboardInterrupt | None = None
+        while not self.done:
+            try:
+                self._done.wait()
+            except KeyboardInterrupt as raised:
+                interrupt = raised
+        if interrupt is not None:
+            raise interrupt
+        self.wait()
+
 
 class Team:
     """`threads` threads. Tasks are called with the thread's number, 0 to threads - 1."""
@@ -140,13 +155,17 @@ class Team:
             try:
                 call.wait()
             except BaseException:
-                call.wait()
+                call.outlast()
                 raise
             return
         call = Call(self.threads)
         self._hand_on(task, call)
-        task(0)
-        call.one_done(None)
+        error: BaseException | None = None
+        try:
+            task(0)
+        except BaseException as raised:
+            error = raised
+        call.one_done(error)
         call.wait()
 
     def start(self, task: Task) -> Call:
