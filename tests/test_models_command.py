@@ -73,7 +73,7 @@ def test_list_is_readable_at_80_columns(
         "6.43",
         "GB",
         "no",
-        "7.1*",
+        "7.0*",
         "4.0*",
         "2.6*",
         "2.0*",
