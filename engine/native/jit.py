@@ -119,7 +119,7 @@ class _MakeLinkedOnly(compiler_machinery.AnalysisPass):
     def run_pass(self, state: Any) -> bool:
         made = _LinkedOnly(state.targetctx.codegen(), state.func_id.func_qualname)
         made.enable_object_caching()
-        state.library = made
+        state["library"] = made  # a dictionary with attributes
         return False
 
 
