@@ -66,6 +66,7 @@ BLOCK = 32  # outputs
 GROUP = 64  # inputs: what all widths are padded to
 TILES = BLOCK // LANES
 LINE = 64  # bytes of a cache line
+LOOKAHEAD = 4096  # bytes; one page, where the hardware's prefetcher stops
 _BIAS = 4 * BLOCK
 
 
@@ -243,8 +244,9 @@ class _Tile:
         self.sums = [
             [variable(builder, constant(V_F32, 0.0)) for _ in range(rows)] for _ in range(TILES)
         ]
-        # With many rows the memory would stand still while the block is worked through.
-        self.ahead = kernel.block_bytes(GROUP) if rows > 1 and kernel.path.prefetch else 0
+        # One row is read as one stream; where decoding its bytes takes time, the hardware alone
+        # keeps too few of them on their way. More rows ask for the next block: see `tile`.
+        self.lookahead = rows == 1 and kernel.path.prefetch and kernel.weights != "fp32"
 
     def rows_at(self, amount: Value) -> list[Value]:
         """Address `amount` bytes into each row of the activations."""
@@ -259,6 +261,8 @@ class _Tile:
         place = offset(self.builder, address, LINE * index)
         if next_block is not None:
             prefetch(self.builder, self.builder.add(place, next_block))
+        elif self.lookahead:
+            prefetch(self.builder, offset(self.builder, place, LOOKAHEAD), locality=3)
         return load(self.builder, place, kind, LINE)
 
     def accumulate(self, tile: int, row: int, a: Value, b: Value) -> None:
@@ -448,7 +452,8 @@ def tile(
         made = _Tile(builder, spec, count, w, x, stride)
         length = builder.mul(groups, constant(I64, end))
         next_block = None
-        if made.ahead:
+        if count > 1 and spec.path.prefetch:
+            # The memory would stand still while this block is worked through.
             next_block = builder.add(length, constant(I64, spec.block_bytes(0)))
         with for_range(builder, groups) as loop:
             made.group(loop.index, next_block)
@@ -478,6 +483,8 @@ def tile_streams(
             for i in range(_streams(spec))
         ]
         tiles = [_Tile(builder, spec, 1, start, x, constant(I64, 0)) for start in starts]
+        for one in tiles:
+            one.lookahead = False  # several streams at once are what the hardware likes
         length = builder.mul(groups, constant(I64, GROUP * BLOCK))
         with for_range(builder, groups) as loop:
             tiles[0].side_by_side(loop.index, tiles)
