@@ -6,190 +6,36 @@ new option appears everywhere by being added here. Imports nothing heavy.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
 
-from engine.errors import ConfigError
+from engine.options import Option, Options, option
+
+__all__ = [
+    "CONTEXT_POLICIES",
+    "DECODING_METHODS",
+    "EMBEDDED",
+    "MAX_SEED",
+    "MAX_SEQUENCES",
+    "PRECISIONS",
+    "GenerationConfig",
+    "LoadConfig",
+    "Option",
+    "Options",
+    "option",
+]
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")  # from the most exact to the smallest
 EMBEDDED = "verse"  # the model that comes with the program
-DECODING_METHODS = ("greedy", "sampling")
+DECODING_METHODS = ("greedy", "beam", "sampling", "top_k", "top_p")
+CONTEXT_POLICIES = ("stop", "reset", "slide")
 MAX_SEED = 2**63 - 1
+MAX_SEQUENCES = 32  # texts of one request
 
-
-@dataclass(frozen=True)
-class Option:
-    """One declared option. `minimum` and `maximum` are inclusive; None means unbounded."""
-
-    name: str
-    label: str
-    help: str
-    kind: type  # int, float, bool or str
-    default: Any
-    optional: bool = False  # None is a value of its own: "decide for me"
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    typical: str = ""
-    step: float = 0.0  # a sensible increment for sliders; 0 means continuous
-
-    @property
-    def range_text(self) -> str:
-        """The allowed values in words, for tooltips, `--help` and error messages."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if self.kind is bool:
-            return "true or false"
-        if self.kind is str:
-            return "text"
-        number = "a whole number" if self.kind is int else "a number"
-
-        def shown(bound: float) -> str:
-            return f"{bound:,}" if self.kind is int else f"{bound:g}"
-
-        if self.minimum is not None and self.maximum is not None:
-            return f"{number} from {shown(self.minimum)} to {shown(self.maximum)}"
-        if self.minimum is not None:
-            return f"{number} of at least {shown(self.minimum)}"
-        return number
-
-    @property
-    def flag(self) -> str:
-        """The command-line spelling, `--max-new-tokens`."""
-        return "--" + self.name.replace("_", "-")
-
-    def check(self, value: Any) -> Any:
-        """The value as the option's type; ConfigError names the option and its range."""
-        if value is None and self.optional:
-            return None
-        value = self._convert(value)
-        if self.choices and value not in self.choices:
-            raise self._refusal(value)
-        if self.kind in (int, float) and (
-            (self.kind is float and not math.isfinite(value))
-            or (self.minimum is not None and value < self.minimum)
-            or (self.maximum is not None and value > self.maximum)
-        ):
-            raise self._refusal(value)
-        return value
-
-    def _convert(self, value: Any) -> Any:
-        if self.kind is bool:
-            if isinstance(value, bool):
-                return value
-        elif self.kind is int:
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
-        elif self.kind is float:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                try:
-                    return float(value)
-                except OverflowError:
-                    raise self._refusal(value) from None
-        elif isinstance(value, self.kind):
-            return value
-        raise self._refusal(value)
-
-    def parse(self, text: str) -> Any:
-        """A value typed by a person, checked; ConfigError as `check`."""
-        if self.optional and text.strip().lower() in {"", "auto", "none"}:
-            return None
-        if self.kind is bool:
-            if text.lower() in {"true", "yes", "1", "on"}:
-                return True
-            if text.lower() in {"false", "no", "0", "off"}:
-                return False
-            raise self._refusal(text)
-        try:
-            return self.check(self.kind(text))
-        except ValueError:
-            raise self._refusal(text) from None
-
-    def _refusal(self, value: Any) -> ConfigError:
-        try:
-            shown = repr(value)
-        except ValueError:  # an int of more digits than Python prints
-            shown = "a number that large"
-        if len(shown) > 40:
-            shown = shown[:37] + "..."
-        return ConfigError(f"{self.name} must be {self.range_text}, not {shown}")
-
-
-def option(
-    default: Any,
-    label: str,
-    help: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] = (),
-    typical: str = "",
-    step: float = 0.0,
-) -> Any:
-    """A dataclass field that carries its declaration; the name and type come from the field."""
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "option": {
-                "label": label,
-                "help": help,
-                "minimum": minimum,
-                "maximum": maximum,
-                "choices": choices,
-                "typical": typical,
-                "step": step,
-            }
-        },
-    )
-
-
-class Options:
-    """Base of the option classes: declarations, checked construction, plain dictionaries."""
-
-    @classmethod
-    def options(cls) -> dict[str, Option]:
-        """Declared options by name, in order of declaration."""
-        hints = typing.get_type_hints(cls)
-        found: dict[str, Option] = {}
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            declared = field.metadata.get("option")
-            if declared is None:
-                continue
-            kinds = [k for k in typing.get_args(hints[field.name]) if k is not types.NoneType]
-            found[field.name] = Option(
-                name=field.name,
-                kind=kinds[0] if kinds else hints[field.name],
-                optional=bool(kinds),
-                default=field.default,
-                **declared,
-            )
-        return found
-
-    def __post_init__(self) -> None:
-        for name, declared in type(self).options().items():
-            object.__setattr__(self, name, declared.check(getattr(self, name)))
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], *, ignore_unknown: bool = False) -> Self:
-        """Build from a dictionary; ConfigError on a bad value or, unless told, a bad name."""
-        known = cls.options()
-        unknown = [name for name in values if name not in known]
-        if unknown and not ignore_unknown:
-            raise ConfigError(f"unknown option {unknown[0]!r}; known: {', '.join(known)}")
-        return cls(**{name: values[name] for name in known if name in values})
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some values changed, checked."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Name to value, JSON-ready."""
-        return {name: getattr(self, name) for name in type(self).options()}
+_DRAWS = ("sampling", "top_k", "top_p")
+_BEAM = ("beam",)
+# What top-k and top-p are where they are not given.
+_TOP_K = {"sampling": 50, "top_k": 50}
+_TOP_P = {"sampling": 0.95, "top_p": 0.9}
 
 
 @dataclass(frozen=True)
@@ -200,7 +46,8 @@ class GenerationConfig(Options):
         25,
         "New tokens",
         "How many tokens to write at most; a token is about three quarters of an English word. "
-        "Writing stops earlier at an end-of-text token or when the model's context is full.",
+        "Writing stops earlier at an end-of-text token, at a stop string or, unless the context "
+        "policy says otherwise, when the model's context is full.",
         minimum=1,
         maximum=1_000_000,
         typical="20 to 400",
@@ -210,7 +57,9 @@ class GenerationConfig(Options):
         "sampling",
         "Method",
         "greedy always takes the most probable token: repeatable, but GPT-2 soon repeats itself. "
-        "sampling draws from the distribution that temperature, top-k and top-p leave.",
+        "beam follows several texts at once and takes the most probable one in the end. sampling "
+        "draws from what temperature, top-k and top-p leave; top_k and top_p do the same with "
+        "only that one of the two, unless the other is given.",
         choices=DECODING_METHODS,
     )
     temperature: float = option(
@@ -222,25 +71,54 @@ class GenerationConfig(Options):
         maximum=10.0,
         typical="0.6 to 1.0",
         step=0.05,
+        methods=_DRAWS,
     )
-    top_k: int = option(
-        50,
+    top_k: int | None = option(
+        None,
         "Top-k",
-        "Sample only from the k most probable tokens; 0 switches it off.",
+        "Sample only from the k most probable tokens; 0 switches it off. auto is 50, and off "
+        "with the method top_p.",
         minimum=0,
         maximum=1_000_000,
         typical="20 to 100",
         step=1,
+        methods=_DRAWS,
     )
-    top_p: float = option(
-        0.95,
+    top_p: float | None = option(
+        None,
         "Top-p",
         "Sample only from the smallest set of tokens whose probabilities add up to p (nucleus "
-        "sampling, Holtzman et al. 2019); 1 switches it off.",
+        "sampling, Holtzman et al. 2019); 1 switches it off. auto is 0.95 with the method "
+        "sampling, 0.9 with top_p, and off with top_k.",
         minimum=0.0,
         maximum=1.0,
         typical="0.8 to 0.98",
         step=0.01,
+        methods=_DRAWS,
+    )
+    min_p: float = option(
+        0.0,
+        "Min-p",
+        "Drop tokens less probable than this share of the most probable one (Nguyen et al. "
+        "2024); 0 switches it off.",
+        minimum=0.0,
+        maximum=1.0,
+        typical="0.02 to 0.1",
+        step=0.01,
+        section="More sampling",
+        methods=_DRAWS,
+    )
+    typical_p: float = option(
+        1.0,
+        "Typical-p",
+        "Keep the tokens whose surprise is nearest to the expected one until their probabilities "
+        "add up to this (locally typical sampling, Meister et al. 2022); 1 switches it off.",
+        minimum=0.01,
+        maximum=1.0,
+        typical="0.2 to 0.95",
+        step=0.01,
+        section="More sampling",
+        methods=_DRAWS,
     )
     seed: int | None = option(
         None,
@@ -249,7 +127,176 @@ class GenerationConfig(Options):
         "a fresh seed, which is shown and stored with the text.",
         minimum=0,
         maximum=MAX_SEED,
+        methods=_DRAWS,
     )
+    num_beams: int = option(
+        5,
+        "Beams",
+        "How many texts beam search follows at once; more is slower and more probable.",
+        minimum=1,
+        maximum=MAX_SEQUENCES,
+        typical="3 to 10",
+        step=1,
+        section="Beam search",
+        methods=_BEAM,
+    )
+    early_stopping: str = option(
+        "false",
+        "Early stopping",
+        "When beam search ends: true, as soon as as many texts as beams have ended; false, when "
+        "none of those under way is likely to become better; never, when none can.",
+        choices=("false", "true", "never"),
+        section="Beam search",
+        methods=_BEAM,
+    )
+    length_penalty: float = option(
+        1.0,
+        "Length penalty",
+        "A beam's log-probability is divided by its length to this power: above 0 favours long "
+        "texts, below 0 short ones.",
+        minimum=-10.0,
+        maximum=10.0,
+        typical="0.6 to 2",
+        step=0.1,
+        section="Beam search",
+        methods=_BEAM,
+    )
+    repetition_penalty: float = option(
+        1.0,
+        "Repetition penalty",
+        "Makes tokens that are already in the text less probable (Keskar et al. 2019); 1 switches "
+        "it off.",
+        minimum=0.1,
+        maximum=10.0,
+        typical="1.05 to 1.3",
+        step=0.05,
+        section="Repetition and words",
+    )
+    no_repeat_ngram_size: int = option(
+        0,
+        "No repeated n-gram",
+        "No sequence of so many tokens comes twice; 0 switches it off.",
+        minimum=0,
+        maximum=1000,
+        typical="2 to 4",
+        step=1,
+        section="Repetition and words",
+    )
+    banned_words: tuple[str, ...] = option(
+        (),
+        "Banned words",
+        "Texts that may not be written, as they stand and after a space.",
+        section="Repetition and words",
+    )
+    logit_bias: tuple[str, ...] = option(
+        (),
+        "Logit bias",
+        "TEXT=NUMBER adds the number to the logit of the text's last token where its other ones "
+        "come before: 5 makes it likely, -5 rare. #ID=NUMBER names a token by its id.",
+        section="Repetition and words",
+    )
+    num_return_sequences: int = option(
+        1,
+        "Texts",
+        "How many texts to write at once, in one batch. Beam search returns its best ones, at "
+        "most as many as it has beams.",
+        minimum=1,
+        maximum=MAX_SEQUENCES,
+        typical="1 to 5",
+        step=1,
+        section="Length and number",
+    )
+    max_length: int | None = option(
+        None,
+        "Whole length",
+        "Most tokens of prompt and text together; auto sets no such limit.",
+        minimum=1,
+        maximum=10_000_000,
+        section="Length and number",
+    )
+    min_new_tokens: int = option(
+        0,
+        "At least",
+        "No end of text before so many new tokens.",
+        minimum=0,
+        maximum=1_000_000,
+        step=1,
+        section="Length and number",
+    )
+    stop: tuple[str, ...] = option(
+        (),
+        "Stop at",
+        "Writing ends before the first of these texts.",
+        section="Length and number",
+    )
+    max_time: float | None = option(
+        None,
+        "Most seconds",
+        "Writing ends after so many seconds; auto sets no limit.",
+        minimum=0.001,
+        maximum=1e6,
+        section="Length and number",
+    )
+    context_policy: str = option(
+        "stop",
+        "When full",
+        "What happens when the model's context is full. stop ends the text. reset drops the cache "
+        "after each window of tokens and reads the last window again, so that the model never "
+        "sees more than two. slide does the same but always keeps the text's first tokens too.",
+        choices=CONTEXT_POLICIES,
+        section="Long texts",
+    )
+    window: int | None = option(
+        None,
+        "Window",
+        "Tokens that reset and slide read again; auto takes half of what the model can see.",
+        minimum=1,
+        maximum=1_000_000,
+        typical="50 to 512",
+        section="Long texts",
+    )
+    keep: int = option(
+        4,
+        "Keep first",
+        "Tokens of the beginning that slide always keeps.",
+        minimum=0,
+        maximum=100_000,
+        typical="4 to 64",
+        step=1,
+        section="Long texts",
+    )
+    speculation: str = option(
+        "none",
+        "Speculation",
+        "lookup guesses the next tokens from what followed the same words before and checks many "
+        "in one pass: the same text, sooner where it repeats itself.",
+        choices=("none", "lookup"),
+        section="Inspection and speed",
+    )
+    logprobs: int = option(
+        0,
+        "Record",
+        "Keep for each token its probability, rank, entropy, this many alternatives and which "
+        "rule removed them; 0 keeps nothing.",
+        minimum=0,
+        maximum=50,
+        typical="0 or 10",
+        step=1,
+        section="Inspection and speed",
+    )
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn at random."""
+        return self.decoding in _DRAWS
+
+    def resolved(self) -> GenerationConfig:
+        """The same options with the numbers that `auto` stands for in top-k and top-p."""
+        top_k, top_p = self.top_k, self.top_p
+        return self.replace(
+            top_k=_TOP_K.get(self.decoding, 0) if top_k is None else top_k,
+            top_p=_TOP_P.get(self.decoding, 1.0) if top_p is None else top_p,
+        )
 
 
 @dataclass(frozen=True)

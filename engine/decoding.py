@@ -22,7 +22,8 @@ POLL_S = 0.004  # how often tokens are fetched from a backend that runs many ste
 
 
 def with_seed(config: GenerationConfig) -> GenerationConfig:
-    """The same options with a seed that can be shown: a fresh one where none was given."""
+    """The same options, resolved, and with a fresh seed where none was given, to be shown."""
+    config = config.resolved()
     return config if config.seed is not None else config.replace(seed=fresh_seed())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.config import GenerationConfig
+from engine.step_record import StepRecord
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Started(Event):
     prompt_tokens: int  # after truncation
     dropped_tokens: int  # of the prompt's beginning, because the context is too short
     parent: int | None = None  # history node that the prompt continues
+    sequence: int = 0  # which of several texts of one request
 
 
 @dataclass(frozen=True)
@@ -102,22 +104,47 @@ class Prefill(Event):
 
 @dataclass(frozen=True)
 class Token(Event):
-    """One token. `text` is what became complete with it: it may be empty (half a character)."""
+    """One token. `text` is what became complete with it: it may be empty (half a character, or
+    what may turn out to be a stop string)."""
 
     index: int  # 0 is the first new token
     token_id: int
     text: str
     timings: Timings
+    record: StepRecord | None = None  # where config.logprobs asks for it
+
+
+@dataclass(frozen=True)
+class Beams(Event):
+    """How far beam search is: the texts under way, the best first. They may still be dropped."""
+
+    texts: tuple[str, ...]
+    scores: tuple[float, ...]  # log-probabilities over length ** length_penalty
+    steps: int  # tokens looked at so far
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Reread(Event):
+    """The cache was dropped and the last tokens are read again (config.context_policy).
+
+    The model now sees the first `kept` tokens of prompt and text together, and those from number
+    `begin` on.
+    """
+
+    kept: int
+    begin: int
 
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """The text is complete. `reason`: length, end_of_text, context or cancelled."""
+    """The text is complete. `reason`: length, end_of_text, stop, time, context or cancelled."""
 
     reason: str
-    text: str  # all new text
-    token_ids: tuple[int, ...]
+    text: str  # all new text, without the stop string
+    token_ids: tuple[int, ...]  # with the stop string's
     timings: Timings
+    score: float | None = None  # of a beam
 
 
 @dataclass(frozen=True)

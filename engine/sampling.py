@@ -78,11 +78,12 @@ def build_processors(config: GenerationConfig) -> tuple[Processor, ...]:
     if config.decoding == "greedy":
         return ()
     chain: list[Processor] = []
+    config = config.resolved()
     if config.temperature != 1.0:
         chain.append(temperature(config.temperature))
-    if config.top_k > 0:
+    if config.top_k:
         chain.append(top_k(config.top_k))
-    if config.top_p < 1.0:
+    if config.top_p is not None and config.top_p < 1.0:
         chain.append(top_p(config.top_p))
     return tuple(chain)
 

@@ -69,7 +69,7 @@ def test_text_is_parsed_as_a_person_types_it() -> None:
     assert LoadConfig.options()["threads"].parse("2") == 2
     for text in ("forty", "1.5", ""):
         with pytest.raises(ConfigError):
-            options["top_k"].parse(text)
+            options["max_new_tokens"].parse(text)
 
 
 def test_replace_checks_too_and_dictionaries_round_trip() -> None:

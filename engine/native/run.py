@@ -123,7 +123,7 @@ class NativeDecoding:
         self._call: Call = runner.team.start(self._run)
 
     def _fill(self, record: Any, request: DecodeRequest, cache: Cache) -> NDArray[np.int64]:
-        config = request.config
+        config = request.config.resolved()
         context = self._runner.model.config.context
         room = min(request.max_tokens, context - cache.length)
         if room < 1:

@@ -18,6 +18,8 @@ def draw(ui: Ui) -> None:
     state = ui.state
     greedy = state.decoding.decoding == "greedy"
     for option in GenerationConfig.options().values():
+        if option.section:
+            continue
         ignored = greedy and option.name in _SAMPLING_ONLY
         reason = "greedy takes the most probable token and ignores this" if ignored else None
         with widgets.disabled(reason):
