@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import lru_cache
 
+from app.window import writing
 from app.window.intents import (
     CancelDownload,
     CancelLoad,
@@ -430,29 +431,14 @@ class AppState:
         self.prefill = (0, event.prompt_tokens)
         self.last_seed = event.config.seed
         self._recent.clear()
-        self.set_output(
-            Output(
-                prompt=event.prompt,
-                config=event.config,
-                model=event.model,
-                model_name=event.model.name,
-                precision=event.model.precision,
-                dropped_tokens=event.dropped_tokens,
-                job=event.job_id,
-            )
-        )
+        self.set_output(writing.begin(event))
 
     def _append(self, event: Token) -> None:
         if self.generation is not GenerationStatus.STREAMING:
             self.generation = GenerationStatus.STREAMING
             self.phase_started = self.clock()
             self.prefill = None
-        output = self.output
-        start = len(output.text)
-        output.text += event.text
-        output.spans.append((start, len(output.text)))
-        output.token_ids.append(event.token_id)
-        output.timings = event.timings
+        writing.append(self.output, event)
         self._sample(event.timings.new_tokens, event.timings.total_s)
 
     def _sample(self, count: int, total_s: float) -> None:
@@ -465,15 +451,8 @@ class AppState:
             self.series.append((count - first_count) / (total_s - first_s))
 
     def _end(self, event: Finished) -> None:
-        output = self.output
-        if not event.text.startswith(output.text):
+        if not writing.end(self.output, event):
             self.output_version += 1
-        output.text = event.text  # includes what the stream decoder had held back
-        if output.spans:
-            output.spans[-1] = (output.spans[-1][0], len(event.text))
-        output.token_ids = list(event.token_ids)
-        output.timings = event.timings
-        output.reason = event.reason
         self.generation_job = None
         self.generation = GenerationStatus.IDLE
         self.stopping = False
