@@ -1,7 +1,7 @@
 """The command line: parses, then imports only what the chosen command needs.
 
-Options come from their declarations in engine/config.py and are accepted with dashes or
-underscores. Expected failures are one line on standard error and exit status 1 (2 for bad usage).
+Options come from their declarations in engine/config.py (app/flags.py). Expected failures are
+one line on standard error and exit status 1 (2 for bad usage).
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import argparse
 import contextlib
 import io
 import logging
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from app.flags import Parser, add_options, chosen, natural_number
 from engine import __version__
-from engine.config import GenerationConfig, LoadConfig, Option, Options
-from engine.errors import ConfigError, EngineError
+from engine.config import GenerationConfig, LoadConfig
+from engine.errors import EngineError
 
 DESCRIPTION = """\
 Explore, use and measure GPT-2 on an ordinary computer. Without a command the window opens.
@@ -27,86 +27,27 @@ What GPT-2 writes is unfiltered, often biased, and made up: treat nothing of it 
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Bad usage is one line, not the whole usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
-def _with_dashes(argument: str) -> str:
-    """`--max_new_tokens=5` as `--max-new-tokens=5`; anything else, a prompt too, as it is."""
-    name, equals, value = argument.partition("=")
-    if not re.fullmatch(r"--[a-z][a-z_-]*", name):
-        return argument
-    return name.replace("_", "-") + equals + value
-
-
-def _natural_number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text[:40]!r}")
-    return int(text)
-
-
-def _parser_of(option: Option) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            return option.parse(text)
-        except ConfigError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse
-
-
-def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
-    """Add every declared option of a class; those not given stay out of the namespace."""
-    group = parser.add_argument_group(
-        {"LoadConfig": "model", "GenerationConfig": "writing"}.get(options.__name__, "options")
-    )
-    for name, option in options.options().items():
-        default = "auto" if option.default is None else option.default
-        typical = f"; typical: {option.typical}" if option.typical else ""
-        group.add_argument(
-            option.flag,
-            dest=name,
-            type=_parser_of(option),
-            default=argparse.SUPPRESS,
-            metavar="|".join(option.choices) if option.choices else option.kind.__name__.upper(),
-            help=f"{option.help} ({option.range_text}{typical}; default: {default})".replace(
-                "%", "%%"
-            ),
-        )
-
-
-def chosen(args: argparse.Namespace, options: type[Options]) -> dict[str, Any]:
-    """The options of a class that were given on the command line."""
-    return {name: getattr(args, name) for name in options.options() if hasattr(args, name)}
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    common = _Parser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument(
         "--verbose",
         action="store_true",
         default=argparse.SUPPRESS,
         help="log what happens to standard error too",
     )
-    parser = _Parser(
+    parser = Parser(
         prog="main.py",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"GPT-2 Workbench {__version__}")
     add_options(parser, LoadConfig)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(name: str, help: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=help, description=help, parents=[common], allow_abbrev=False
-        )
+        return commands.add_parser(name, help=help, description=help, parents=[common])
 
     generate = add("generate", "continue one prompt or many")
     source = generate.add_mutually_exclusive_group(required=True)
@@ -143,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--text", type=Path, required=True, help="a text or JSON-lines file (.xz and .gz too)"
     )
     quality.add_argument(
-        "--limit", type=_natural_number, help="score only the first LIMIT documents"
+        "--limit", type=natural_number, help="score only the first LIMIT documents"
     )
     quality.add_argument("--json", action="store_true", help="print one JSON object")
     add_options(quality, LoadConfig)
@@ -163,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         bench.add_argument(
             f"--{name}",
-            type=_natural_number,
+            type=natural_number,
             default=default,
             help=f"{what} (default: {default})",
         )
@@ -182,7 +123,7 @@ def run(argv: Sequence[str]) -> int:
         encoding = None if sys.stdout.isatty() else "utf-8"
         sys.stdout.reconfigure(encoding=encoding, errors="replace")
     parser = build_parser()
-    args = parser.parse_args([_with_dashes(a) for a in argv])
+    args = parser.parse_args(argv)
     from app import logs
 
     logs.configure(verbose=getattr(args, "verbose", False))

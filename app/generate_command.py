@@ -24,6 +24,7 @@ def generate_command(
     args: argparse.Namespace, load: LoadConfig, generation: GenerationConfig
 ) -> int:
     """Run the command; returns the exit status."""
+    generation.check_together()
     many = args.prompts_file is not None
     prompts = _read_prompts_file(args.prompts_file) if many else [_prompt(p) for p in args.prompt]
     if not many:

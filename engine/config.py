@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.errors import ConfigError
 from engine.options import Option, Options, option
 
 __all__ = [
@@ -52,6 +53,7 @@ class GenerationConfig(Options):
         maximum=1_000_000,
         typical="20 to 400",
         step=1,
+        aliases=("max_tokens",),
     )
     decoding: str = option(
         "sampling",
@@ -139,6 +141,7 @@ class GenerationConfig(Options):
         step=1,
         section="Beam search",
         methods=_BEAM,
+        aliases=("beams",),
     )
     early_stopping: str = option(
         "false",
@@ -181,6 +184,7 @@ class GenerationConfig(Options):
         typical="2 to 4",
         step=1,
         section="Repetition and words",
+        aliases=("no_repeat_ngram",),
     )
     banned_words: tuple[str, ...] = option(
         (),
@@ -205,6 +209,7 @@ class GenerationConfig(Options):
         typical="1 to 5",
         step=1,
         section="Length and number",
+        aliases=("num_sequences", "n"),
     )
     max_length: int | None = option(
         None,
@@ -289,6 +294,25 @@ class GenerationConfig(Options):
     def draws(self) -> bool:
         """Whether tokens are drawn at random."""
         return self.decoding in _DRAWS
+
+    def check_together(self) -> None:
+        """ConfigError where options contradict each other that are allowed by themselves."""
+        texts = self.num_return_sequences
+        if self.decoding == "beam" and texts > self.num_beams:
+            raise ConfigError(
+                f"num_return_sequences is {texts} and num_beams {self.num_beams}: beam search "
+                "returns at most as many texts as it has beams; raise num_beams"
+            )
+        if self.decoding == "greedy" and texts > 1:
+            raise ConfigError(
+                f"num_return_sequences is {texts}, but greedy writes the same text every time; "
+                "use sampling or beam for several"
+            )
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, which is "
+                f"{self.max_new_tokens}; raise the one or lower the other"
+            )
 
     def resolved(self) -> GenerationConfig:
         """The same options with the numbers that `auto` stands for in top-k and top-p."""

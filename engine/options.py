@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from engine.errors import ConfigError
+
+_ESCAPED = {"n": "\n", "t": "\t", "\\": "\\"}
+_ESCAPE = re.compile(r"\\([nt\\])")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Option:
     step: float = 0.0  # a sensible increment for sliders; 0 means continuous
     section: str = ""  # options that belong together, for display
     methods: tuple[str, ...] = ()  # decoding methods that use it; () means all
+    aliases: tuple[str, ...] = ()  # other names on the command line, spelt as `name`
 
     @property
     def range_text(self) -> str:
@@ -59,7 +64,12 @@ class Option:
     @property
     def flag(self) -> str:
         """The command-line spelling, `--max-new-tokens`."""
-        return "--" + self.name.replace("_", "-")
+        return self.flags[0]
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """All command-line spellings, `flag` first."""
+        return tuple("--" + name.replace("_", "-") for name in (self.name, *self.aliases))
 
     def check(self, value: Any) -> Any:
         """The value as the option's type; ConfigError names the option and its range."""
@@ -99,7 +109,10 @@ class Option:
         raise self._refusal(value)
 
     def parse(self, text: str) -> Any:
-        """A value typed by a person, checked; ConfigError as `check`. Of a list, one text."""
+        """A value typed by a person, checked; ConfigError as `check`.
+
+        Of a list, one text, in which \\n, \\t and \\\\ stand for line end, tab and backslash.
+        """
         if self.optional and text.strip().lower() in {"", "auto", "none"}:
             return None
         if self.kind is bool:
@@ -109,7 +122,10 @@ class Option:
                 return False
             raise self._refusal(text)
         if self.kind is tuple:
-            return self.check((text,))
+            return self.check((_ESCAPE.sub(lambda found: _ESCAPED[found[1]], text),))
+        if self.choices:  # top-p and Top_P are top_p
+            folded = text.strip().lower().replace("-", "_")
+            return self.check(folded if folded in self.choices else text)
         try:
             return self.check(self.kind(text))
         except ValueError:
@@ -137,6 +153,7 @@ def option(
     step: float = 0.0,
     section: str = "",
     methods: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field that carries its declaration; the name and type come from the field."""
     return dataclasses.field(
@@ -152,6 +169,7 @@ def option(
                 "step": step,
                 "section": section,
                 "methods": methods,
+                "aliases": aliases,
             }
         },
     )

@@ -77,3 +77,49 @@ def test_replace_checks_too_and_dictionaries_round_trip() -> None:
     assert GenerationConfig.from_mapping(config.as_dict()) == config
     with pytest.raises(ConfigError):
         config.replace(top_k=-5)
+
+
+def test_a_text_of_a_list_may_hold_escapes() -> None:
+    stop = GenerationConfig.options()["stop"]
+    assert stop.parse(r"\n\t") == ("\n\t",)
+    assert stop.parse(r"\\n") == (r"\n",)
+    assert stop.parse(r"C:\dir") == (r"C:\dir",)
+    with pytest.raises(ConfigError, match="list of texts"):
+        stop.parse("")
+
+
+def test_choices_are_understood_as_people_spell_them() -> None:
+    options = GenerationConfig.options()
+    assert options["decoding"].parse("Top-P") == "top_p"
+    assert options["early_stopping"].parse("True") == "true"
+    with pytest.raises(ConfigError, match="'Nucleus'"):
+        options["decoding"].parse("Nucleus")
+
+
+def test_names_and_aliases_are_all_different() -> None:
+    flags = [
+        f for c in (GenerationConfig, LoadConfig) for o in c.options().values() for f in o.flags
+    ]
+    assert len(set(flags)) == len(flags)
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"decoding": "beam", "num_beams": 3, "num_return_sequences": 4}, "num_beams 3"),
+        ({"decoding": "greedy", "num_return_sequences": 2}, "greedy"),
+        ({"max_new_tokens": 5, "min_new_tokens": 6}, "min_new_tokens is 6"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_together(
+    values: dict[str, object], match: str
+) -> None:
+    config = GenerationConfig(**values)  # each is fine alone: a window sets them one by one
+    with pytest.raises(ConfigError, match=match) as caught:
+        config.check_together()
+    assert "\n" not in str(caught.value)
+
+
+def test_options_that_do_not_contradict_each_other_pass() -> None:
+    GenerationConfig(decoding="beam", num_beams=3, num_return_sequences=3).check_together()
+    GenerationConfig(max_new_tokens=6, min_new_tokens=6, num_return_sequences=8).check_together()

@@ -1,0 +1,91 @@
+"""Declared options as command-line flags: aliases, lists, values that may be left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.cli import run
+from app.flags import Parser, add_options, chosen
+from engine.config import GenerationConfig
+
+
+def given(*argv: str) -> dict[str, Any]:
+    parser = Parser(prog="prog")
+    add_options(parser, GenerationConfig)
+    return chosen(parser.parse_args(argv), GenerationConfig)
+
+
+def test_only_what_is_given_is_there() -> None:
+    assert given() == {}
+    assert given("--top-k", "3", "--seed=auto") == {"top_k": 3, "seed": None}
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [
+        ("--num_sequences", "num_return_sequences"),
+        ("--num-sequences", "num_return_sequences"),
+        ("--n", "num_return_sequences"),
+        ("--no_repeat_ngram", "no_repeat_ngram_size"),
+        ("--no-repeat-ngram-size", "no_repeat_ngram_size"),
+        ("--beams", "num_beams"),
+        ("--max-tokens", "max_new_tokens"),
+        ("--max_new_tokens", "max_new_tokens"),
+    ],
+)
+def test_the_names_that_people_know_mean_the_same(flag: str, name: str) -> None:
+    assert given(flag, "3") == {name: 3}
+    assert given(f"{flag}=3") == {name: 3}
+
+
+def test_lists_are_given_one_text_at_a_time() -> None:
+    found = given("--stop", r"\n\n", "--stop", "The end", "--logit-bias=--it=-5")
+    config = GenerationConfig.from_mapping(found)
+    assert config.stop == ("\n\n", "The end")
+    assert config.logit_bias == ("--it=-5",)
+
+
+def test_early_stopping_alone_means_true() -> None:
+    assert given("--early-stopping", "--beams", "2") == {"early_stopping": "true", "num_beams": 2}
+    assert given("--early-stopping", "never") == {"early_stopping": "never"}
+    assert given() == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "match"),
+    [
+        (["--stop", ""], "a list of texts"),
+        (["--max-toke", "3"], "unrecognized"),
+        (["--early-stopping", "soon"], "one of false, true, never"),
+        (["--n", "33"], "from 1 to 32"),
+    ],
+)
+def test_bad_values_are_one_line(
+    argv: list[str], match: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        given(*argv)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and match in line
+
+
+def test_help_is_grouped_by_section(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["generate", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    at = [lines.index(f"{title}:") for title in ("model", "writing", "beam search", "long texts")]
+    assert at == sorted(at)
+    (beams,) = [i for i, line in enumerate(lines) if line.startswith("  --num-beams")]
+    assert at[2] < beams < at[3]
+
+
+def test_contradictions_are_refused_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    beam = ["--decoding", "beam", "--beams", "3", "--n", "4"]
+    assert run(["generate", "--model", "./nowhere", "--prompt", "a", *beam]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: num_return_sequences is 4")
