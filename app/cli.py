@@ -65,8 +65,14 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--no-history", action="store_true", help="do not keep the text in the history"
     )
+    generate.add_argument(
+        "--preset", help="begin with a preset's options; those given beside it win (see `presets`)"
+    )
     add_options(generate, LoadConfig)
     add_options(generate, GenerationConfig)
+
+    presets = add("presets", "list the presets: decoding options under a name")
+    presets.add_argument("--json", action="store_true", help="as JSON")
 
     models = add("models", "list, download and remove models")
     actions = models.add_subparsers(dest="action", metavar="ACTION")
@@ -157,12 +163,17 @@ def _dispatch(args: argparse.Namespace) -> int:
         return _window(LoadConfig.from_mapping(chosen(args, LoadConfig)), chosen(args, LoadConfig))
     if args.command == "generate":
         from app.generate_command import generate_command
+        from app.presets_command import with_preset
 
         return generate_command(
             args,
             LoadConfig.from_mapping(chosen(args, LoadConfig)),
-            GenerationConfig.from_mapping(chosen(args, GenerationConfig)),
+            with_preset(args.preset, chosen(args, GenerationConfig)),
         )
+    if args.command == "presets":
+        from app.presets_command import presets_command
+
+        return presets_command(as_json=args.json)
     if args.command == "models":
         from app import models_command
 

@@ -71,6 +71,10 @@ class Option:
         """All command-line spellings, `flag` first."""
         return tuple("--" + name.replace("_", "-") for name in (self.name, *self.aliases))
 
+    def used_by(self, decoding: str) -> bool:
+        """Whether that decoding method looks at it."""
+        return not self.methods or decoding in self.methods
+
     def check(self, value: Any) -> Any:
         """The value as the option's type; ConfigError names the option and its range."""
         if value is None and self.optional:
