@@ -1,0 +1,280 @@
+"""The prompt, the text shown, and the generation that writes it.
+
+The upper half of `AppState`. Actions leave intents behind; what events do to a text is `writing`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import StrEnum
+from functools import lru_cache
+
+from app.window import writing
+from app.window.intents import Generate, StopGeneration
+from app.window.model_state import ModelState
+from app.window.records import Output, Progress
+from engine.config import GenerationConfig, LoadConfig
+from engine.decoding import fit_prompt
+from engine.events import Event, Failed, Finished, Loaded, Prefill, Started, Token
+
+SERIES_LENGTH = 240  # points of the tokens/s sparkline
+RATE_WINDOW = 8  # samples over which the live rate is averaged: tokens, where they are slow
+SAMPLE_S = 0.02  # between samples; fast tokens arrive several at once and say nothing apart
+
+
+class GenerationStatus(StrEnum):
+    """Where the current generation stands."""
+
+    IDLE = "idle"
+    WAITING = "waiting"  # for the model to be loaded, or for the worker
+    PREFILL = "prefill"
+    STREAMING = "streaming"
+
+
+@lru_cache(maxsize=8)
+def _dropped(tokens: int, context: int, max_new_tokens: int) -> int:
+    """How many of a prompt's tokens the engine drops: its own rule, asked and not repeated."""
+    return tokens - len(fit_prompt([0] * tokens, context, max_new_tokens))
+
+
+class TextState(ModelState):
+    """The text under way and how it came to be."""
+
+    def __init__(
+        self,
+        *,
+        decoding: GenerationConfig | None = None,
+        selection: LoadConfig | None = None,
+        prompt: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(selection=selection, clock=clock)
+        self.decoding = decoding or GenerationConfig()
+        self.prompt = prompt
+        self.prompt_version = 0  # changes whenever the program, not the user, sets the prompt
+        self.prompt_tokens: int | None = None
+        self.generation = GenerationStatus.IDLE
+        self.generation_job: int | None = None
+        self.stopping = False
+        self.prefill: tuple[int, int] | None = None
+        self.phase_started = 0.0
+        self.output = Output()
+        self.output_version = 0  # changes when the output is another text, not when it grows
+        self.series: deque[float] = deque(maxlen=SERIES_LENGTH)
+        self.last_seed: int | None = None
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RATE_WINDOW + 1)
+        self._queued: Generate | None = None  # waits for the load under way
+        self._requested_prompt = ""
+
+    # What can be done, and why not
+
+    @property
+    def running(self) -> bool:
+        """Whether a generation is under way or waits for its turn."""
+        return self.generation is not GenerationStatus.IDLE
+
+    @property
+    def why_not_generate(self) -> str:
+        """The reason why Generate does nothing now; empty when it would write."""
+        if not self.prompt:
+            return "Type a beginning first."
+        if self.model is None and self.load is None:
+            return "Load a model first: choose one on the left and press Load Model and Weights."
+        return ""
+
+    @property
+    def can_generate(self) -> bool:
+        return not self.why_not_generate
+
+    @property
+    def overflow(self) -> int:
+        """Tokens of the prompt's beginning that will be dropped because it is too long."""
+        if self.prompt_tokens is None or self.context is None:
+            return 0
+        return _dropped(self.prompt_tokens, self.context, self.decoding.max_new_tokens)
+
+    @property
+    def live_rate(self) -> float:
+        """Tokens/s of the last few tokens, or of the whole decode once it has ended."""
+        if self.running and self.series:
+            return self.series[-1]
+        timings = self.output.timings
+        return timings.decode_tokens_per_s or timings.tokens_per_s
+
+    def slow_prefill(self, now: float | None = None) -> bool:
+        """Whether reading the prompt takes long enough to be worth a progress bar."""
+        now = self.clock() if now is None else now
+        return self.generation is GenerationStatus.PREFILL and now - self.phase_started > 0.3
+
+    # Actions
+
+    def edit_prompt(self, text: str) -> None:
+        """The user changed the prompt."""
+        self.prompt = text
+
+    def set_prompt(self, text: str) -> None:
+        """The program replaces the prompt; the editor takes it over."""
+        self.prompt = text
+        self.prompt_version += 1
+
+    def generate(self) -> bool:
+        """Write on from the prompt; False when that is not possible or already under way."""
+        if not self.can_generate or (self.running and self._running_prompt() == self.prompt):
+            return False
+        self._request(self.decoding)
+        return True
+
+    def again(self) -> bool:
+        """The same prompt with a fresh seed, also in the middle of a generation."""
+        if not self.can_generate:
+            return False
+        self._request(self.decoding.replace(seed=None))
+        return True
+
+    def continue_from_here(self) -> bool:
+        """The output becomes the prompt, and writing goes on."""
+        if self.running or not self.output.full_text:
+            return False
+        self.set_prompt(self.output.full_text)
+        return self.generate()
+
+    def stop(self) -> bool:
+        """Stop writing; what is there stays."""
+        if not self.running:
+            return False
+        if self._queued is not None:
+            self._queued = None
+            self.generation = GenerationStatus.IDLE
+        elif not self.stopping:
+            self.stopping = True
+            self._intents.append(StopGeneration())
+        return True
+
+    def request_load(self, config: LoadConfig | None = None) -> None:
+        """As ModelState; a text under way is stopped, one that waits goes on waiting."""
+        if self.running and self._queued is None:
+            self.stop()
+        super().request_load(config)
+
+    def reuse_seed(self) -> None:
+        """Keep the seed of the last text for the next ones."""
+        if self.last_seed is not None:
+            self.decoding = self.decoding.replace(seed=self.last_seed)
+
+    def restore(self, output: Output) -> None:
+        """Show a text of the history with its settings; a running generation is stopped."""
+        self._abandon_generation()
+        self.set_output(output)
+        self.set_prompt(output.prompt)
+        if output.config is not None:
+            self.decoding = output.config
+            self.last_seed = output.config.seed
+
+    def set_output(self, output: Output) -> None:
+        """Replace the output view's text."""
+        self.output = output
+        self.output_version += 1
+        self.series.clear()
+
+    def bind_generation(self, job: int) -> None:
+        self.generation_job = job
+
+    # Events
+
+    def _apply_load(self, load: Progress, event: Event) -> None:
+        super()._apply_load(load, event)
+        if self.load is not None:
+            return
+        queued, self._queued = self._queued, None
+        if queued is not None:
+            self.generation = GenerationStatus.IDLE
+        if isinstance(event, Loaded):
+            self.prompt_tokens = None  # another model counts otherwise
+            if queued is not None:
+                self._submit(queued)
+
+    def _apply_generation(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._begin_output(event)
+        elif isinstance(event, Prefill):
+            self.prefill = (event.done, event.total)
+        elif isinstance(event, Token):
+            self._append(event)
+        elif isinstance(event, Finished):
+            self._end(event)
+        else:
+            self.generation_job = None
+            self.generation = GenerationStatus.IDLE
+            self.stopping = False
+            if isinstance(event, Failed):
+                self.output.reason = self.output.reason or "failed"
+                self._report(event)
+
+    def _begin_output(self, event: Started) -> None:
+        self.generation = GenerationStatus.PREFILL
+        self.phase_started = self.clock()
+        self.prefill = (0, event.prompt_tokens)
+        self.last_seed = event.config.seed
+        self._recent.clear()
+        self.set_output(writing.begin(event))
+
+    def _append(self, event: Token) -> None:
+        if self.generation is not GenerationStatus.STREAMING:
+            self.generation = GenerationStatus.STREAMING
+            self.phase_started = self.clock()
+            self.prefill = None
+        writing.append(self.output, event)
+        self._sample(event.timings.new_tokens, event.timings.total_s)
+
+    def _sample(self, count: int, total_s: float) -> None:
+        """Add to the rate's curve, unless the last sample is too near."""
+        if self._recent and total_s - self._recent[-1][1] < SAMPLE_S:
+            return
+        self._recent.append((count, total_s))
+        first_count, first_s = self._recent[0]
+        if count > first_count and total_s > first_s:
+            self.series.append((count - first_count) / (total_s - first_s))
+
+    def _end(self, event: Finished) -> None:
+        if not writing.end(self.output, event):
+            self.output_version += 1
+        self.generation_job = None
+        self.generation = GenerationStatus.IDLE
+        self.stopping = False
+        self.prefill = None
+
+    # Requests
+
+    def _request(self, config: GenerationConfig) -> None:
+        request = Generate(self.prompt, config, self.output.node)
+        if self.load is not None:
+            self._abandon_generation()
+            self._queued = request
+            self.generation = GenerationStatus.WAITING
+            self.phase_started = self.clock()
+        else:
+            self._submit(request)
+
+    def _submit(self, request: Generate) -> None:
+        self._abandon_generation()
+        self.generation = GenerationStatus.WAITING
+        self.phase_started = self.clock()
+        self._requested_prompt = request.prompt
+        self._intents.append(request)
+
+    def _abandon_generation(self) -> None:
+        """Give up the current generation, if any; its events are no longer wanted."""
+        if self.generation_job is not None and not self.stopping:
+            self._intents.append(StopGeneration())
+        if self.running and not self.output.reason:
+            self.output.reason = "cancelled"
+        self.generation_job = None
+        self._queued = None
+        self.generation = GenerationStatus.IDLE
+        self.stopping = False
+        self.prefill = None
+
+    def _running_prompt(self) -> str:
+        return self._queued.prompt if self._queued is not None else self._requested_prompt
