@@ -1,91 +1,27 @@
-"""From logits to a token: logits processors and the draw. One implementation for every backend.
+"""From logits to a token: the rules, then the draw. One implementation for every backend.
 
-Processors are pure functions on `Candidates` and are composed once, before the loop. They run in
-transformers' order: temperature, top-k, top-p. The draw is the inverse of the cumulative
-distribution over ascending token ids, in float64, at a counter-based random number.
+The draw is the inverse of the cumulative distribution over ascending token ids, in float64, at a
+counter-based random number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.base import Logits
 from engine.config import GenerationConfig
+from engine.describe import describe
 from engine.errors import BackendError
 from engine.philox import uniform
+from engine.rules import Candidates, Rule, build_rules, run_rules
+from engine.step_record import StepRecord
 
+Tokens = Sequence[int] | NDArray[np.int64]
 
-@dataclass(frozen=True)
-class Candidates:
-    """Tokens still in the draw: ids ascending, (n,) int64, and their logits, (n,) float64."""
-
-    ids: NDArray[np.int64]
-    logits: NDArray[np.float64]
-
-    def keep(self, mask: NDArray[np.bool_]) -> Candidates:
-        return Candidates(self.ids[mask], self.logits[mask])
-
-    def probabilities(self) -> NDArray[np.float64]:
-        """Softmax over the candidates, (n,) float64."""
-        weights = np.exp(self.logits - self.logits.max())
-        return np.asarray(weights / weights.sum(), np.float64)
-
-
-Processor = Callable[[Candidates], Candidates]
-
-
-def temperature(value: float) -> Processor:
-    """Divide the logits by `value`."""
-    return lambda c: Candidates(c.ids, c.logits / value)
-
-
-def top_k(k: int) -> Processor:
-    """Keep the k largest logits, and all that tie with the k-th (as transformers does)."""
-
-    def process(c: Candidates) -> Candidates:
-        if k >= len(c.logits):
-            return c
-        return c.keep(c.logits >= np.partition(c.logits, -k)[-k])
-
-    return process
-
-
-def top_p(p: float) -> Processor:
-    """Keep the most probable tokens until their probabilities reach p; at least one.
-
-    Nucleus sampling (Holtzman et al. 2019). As in transformers, walking up from the least
-    probable token, those whose sum stays at or below 1 - p are removed.
-    """
-
-    def process(c: Candidates) -> Candidates:
-        probabilities = c.probabilities()
-        order = np.argsort(probabilities, kind="stable")
-        removed = np.cumsum(probabilities[order]) <= 1.0 - p
-        removed[-1] = False
-        mask = np.ones(len(order), np.bool_)
-        mask[order[removed]] = False
-        return c.keep(mask)
-
-    return process
-
-
-def build_processors(config: GenerationConfig) -> tuple[Processor, ...]:
-    """The processors that the options switch on, in order."""
-    if config.decoding == "greedy":
-        return ()
-    chain: list[Processor] = []
-    config = config.resolved()
-    if config.temperature != 1.0:
-        chain.append(temperature(config.temperature))
-    if config.top_k:
-        chain.append(top_k(config.top_k))
-    if config.top_p is not None and config.top_p < 1.0:
-        chain.append(top_p(config.top_p))
-    return tuple(chain)
+_NONE = np.zeros(0, np.int64)
 
 
 def unusable_logits() -> BackendError:
@@ -99,27 +35,72 @@ def unusable_logits() -> BackendError:
 class Sampler:
     """Chooses the tokens of one sequence; holds no state that a step could change."""
 
-    def __init__(self, config: GenerationConfig, sequence: int = 0) -> None:
-        """`config.seed` must be set unless decoding is greedy."""
-        self._greedy = config.decoding == "greedy"
-        self._processors = build_processors(config)
+    def __init__(
+        self,
+        config: GenerationConfig,
+        sequence: int = 0,
+        *,
+        rules: tuple[Rule, ...] | None = None,
+    ) -> None:
+        """`config.seed` must be set where tokens are drawn.
+
+        `rules` are needed where options name words or depend on the prompt; see `build_rules`.
+        """
+        self._draws = config.draws
+        self._rules = build_rules(config) if rules is None else rules
+        self._reads_tokens = any(rule.reads_tokens for rule in self._rules)
         self._seed = config.seed or 0
         self._sequence = sequence
+        self._logprobs = config.logprobs
 
-    def __call__(self, logits: Logits, position: int) -> int:
-        """The token after (vocab_size,) float32 logits; `position` counts new tokens from 0.
+    def __call__(self, logits: Logits, position: int, tokens: Tokens = ()) -> int:
+        """The token that `choose` takes."""
+        return self._choose(logits, position, tokens)[0]
 
-        Raises BackendError where the logits are NaN or leave nothing to choose from.
+    def choose(
+        self, logits: Logits, position: int, tokens: Tokens = ()
+    ) -> tuple[int, StepRecord | None]:
+        """The token after (vocab_size,) float32 logits, and its record where `config.logprobs`.
+
+        `position` counts new tokens from 0; `tokens` are those of the prompt and of the text so
+        far, best as an int64 array, which is not copied. Raises BackendError where the logits
+        are NaN or the rules leave nothing to choose from.
         """
+        token, stages = self._choose(logits, position, tokens)
+        if not self._logprobs:
+            return token, None
+        return token, describe(
+            logits,
+            token,
+            self._rules,
+            stages,
+            alternatives=self._logprobs,
+            greedy=not self._draws,
+        )
+
+    def _choose(
+        self, logits: Logits, position: int, tokens: Tokens
+    ) -> tuple[int, list[Candidates]]:
+        """The token, and the candidates before the first rule and after each one."""
         best = int(np.argmax(logits))  # the first NaN, if there is one
         if not np.isfinite(logits[best]):
             raise unusable_logits()
-        if self._greedy:
-            return best
-        candidates = Candidates(np.arange(len(logits)), logits.astype(np.float64))
-        for process in self._processors:
-            candidates = process(candidates)
-        cumulative = np.cumsum(candidates.probabilities())
+        if not self._draws and not self._rules and not self._logprobs:
+            return best, []
+        text = np.asarray(tokens, np.int64) if self._reads_tokens else _NONE
+        stages = run_rules(self._rules, _possible(logits), text)
+        last = stages[-1]
+        if not self._draws:
+            return int(last.ids[np.argmax(last.logits)]), stages
+        cumulative = np.cumsum(last.probabilities())
         u = uniform(self._seed, self._sequence, position) * cumulative[-1]
         index = min(int(np.searchsorted(cumulative, u, side="right")), len(cumulative) - 1)
-        return int(candidates.ids[index])
+        return int(last.ids[index]), stages
+
+
+def _possible(logits: Logits) -> Candidates:
+    """All tokens that the model itself does not rule out."""
+    candidates = Candidates(np.arange(len(logits)), logits.astype(np.float64))
+    if np.isfinite(logits.min()):
+        return candidates
+    return candidates.keep(np.isfinite(logits))

@@ -11,7 +11,8 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from engine.config import GenerationConfig
 from engine.errors import BackendError
-from engine.sampling import Candidates, Sampler, build_processors
+from engine.rules import Candidates, build_rules
+from engine.sampling import Sampler
 
 
 def random_logits(seed: int, size: int) -> np.ndarray:
@@ -38,8 +39,8 @@ def test_processors_leave_what_transformers_leaves(
     if p < 1.0:
         theirs = TopPLogitsWarper(p)(ids, theirs)
     ours = Candidates(np.arange(size), logits.astype(np.float64))
-    for process in build_processors(GenerationConfig(temperature=temperature, top_k=k, top_p=p)):
-        ours = process(ours)
+    for rule in build_rules(GenerationConfig(temperature=temperature, top_k=k, top_p=p)):
+        ours = rule.apply(ours, np.zeros(0, np.int64))
     expected = theirs[0].numpy()
     assert ours.ids.tolist() == np.flatnonzero(np.isfinite(expected)).tolist()
     np.testing.assert_allclose(ours.logits, expected[ours.ids], rtol=1e-12)
