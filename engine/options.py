@@ -6,6 +6,7 @@ engine/config.py declares the options themselves. Imports nothing heavy.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -185,26 +186,7 @@ class Options:
     @classmethod
     def options(cls) -> dict[str, Option]:
         """Declared options by name, in order of declaration."""
-        hints = typing.get_type_hints(cls)
-        found: dict[str, Option] = {}
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            declared = field.metadata.get("option")
-            if declared is None:
-                continue
-            hint = hints[field.name]
-            kinds = [k for k in typing.get_args(hint) if k is not types.NoneType]
-            if typing.get_origin(hint) is tuple:
-                kind, kinds = tuple, []
-            else:
-                kind = kinds[0] if kinds else hint
-            found[field.name] = Option(
-                name=field.name,
-                kind=kind,
-                optional=bool(kinds),
-                default=field.default,
-                **declared,
-            )
-        return found
+        return dict(_declared(cls))
 
     def __post_init__(self) -> None:
         for name, declared in type(self).options().items():
@@ -226,3 +208,27 @@ class Options:
     def as_dict(self) -> dict[str, Any]:
         """Name to value, JSON-ready."""
         return {name: getattr(self, name) for name in type(self).options()}
+
+
+@functools.cache  # reading the type hints takes longer than drawing all of them
+def _declared(cls: Any) -> dict[str, Option]:
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Option] = {}
+    for field in dataclasses.fields(cls):
+        declared = field.metadata.get("option")
+        if declared is None:
+            continue
+        hint = hints[field.name]
+        kinds = [k for k in typing.get_args(hint) if k is not types.NoneType]
+        if typing.get_origin(hint) is tuple:
+            kind, kinds = tuple, []
+        else:
+            kind = kinds[0] if kinds else hint
+        found[field.name] = Option(
+            name=field.name,
+            kind=kind,
+            optional=bool(kinds),
+            default=field.default,
+            **declared,
+        )
+    return found
