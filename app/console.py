@@ -11,8 +11,9 @@ from types import FrameType
 from engine.config import LoadConfig
 from engine.errors import EngineError
 from engine.events import Failed, Loaded, Loading, ModelInfo
+from engine.job import Job
 from engine.recorder import HistoryRecorder
-from engine.worker import Job, Worker
+from engine.worker import Worker
 
 
 class CommandFailed(EngineError):

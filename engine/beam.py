@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from engine.backends.base import Logits
 from engine.config import GenerationConfig
-from engine.sampling import Candidates, unusable_logits
+from engine.rules import Candidates
+from engine.sampling import unusable_logits
 
 Floats = NDArray[np.float64]
 

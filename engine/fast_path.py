@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 
 from engine.config import GenerationConfig
 
+FAST_RULES = frozenset({"temperature", "top_k", "top_p"})  # names of the rules that it knows
+
 
 @dataclass(frozen=True)
 class DecodeRequest:

@@ -40,6 +40,14 @@ class SlotPool:
         self._backend.truncate(best[0], cached)
         return best[0], cached
 
+    def fork(self, slot: int, held: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
+        """As `acquire`, from a copy of a slot in use whose cache holds `held`."""
+        copy = self._backend.fork(slot)
+        self._busy.add(copy)
+        cached = min(common_prefix(held, tokens), len(tokens) - 1)
+        self._backend.truncate(copy, cached)
+        return copy, cached
+
     def release(self, slot: int, tokens: Sequence[int]) -> None:
         """Keep a slot whose cache holds exactly `tokens` for later."""
         self._busy.discard(slot)

@@ -16,103 +16,33 @@ import logging
 import queue
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from engine.backends.base import Backend, LoadCancelled
-from engine.config import GenerationConfig, LoadConfig
-from engine.decoding import PREFILL_CHUNK, Generation, many_steps, step
-from engine.errors import BackendError, EngineError, ModelNotFoundError, OutOfMemoryError
+from engine.config import MAX_SEQUENCES, GenerationConfig, LoadConfig
+from engine.decoding import many_steps, step
+from engine.errors import EngineError, ModelNotFoundError
 from engine.events import (
-    TERMINAL,
     Bandwidth,
     Cancelled,
     Downloaded,
     Event,
-    Failed,
     Loaded,
     Loading,
     ModelInfo,
 )
 from engine.fast_path import Decoding, ManySteps
+from engine.generation import PREFILL_CHUNK, Generation, Writing, with_seed
+from engine.held import Held, bandwidth, read_model
+from engine.job import Job, failure
 from engine.slots import SlotPool
-from engine.tokenizer import Tokenizer
+from engine.step_record import StepRecord
 
 log = logging.getLogger(__name__)
 
 Observer = Callable[[Event], None]
-
-_MEASURE_S = 0.4  # nobody can write meanwhile
-_MEASURE_BYTES = 1_000_000_000  # at most; more takes longer to fill and no cache helps with either
-
-
-class Job:
-    """One request: its events, in order, and the means to give it up."""
-
-    def __init__(self, job_id: int) -> None:
-        self.id = job_id
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._cancelled = threading.Event()
-        self._done = threading.Event()
-        self._terminal: Event | None = None
-        self.interrupt: Callable[[], None] | None = None  # the worker's, while it runs many steps
-
-    def cancel(self) -> None:
-        """Stop within one token; what has been written is kept. Any thread, any number of times."""
-        self._cancelled.set()
-        if (interrupt := self.interrupt) is not None:
-            interrupt()
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether `cancel` was called."""
-        return self._cancelled.is_set()
-
-    @property
-    def done(self) -> bool:
-        """Whether the last event is out."""
-        return self._done.is_set()
-
-    def put(self, event: Event) -> None:
-        """For the worker: publish an event."""
-        self._events.put(event)
-        if isinstance(event, TERMINAL):
-            self._terminal = event
-            self._done.set()
-
-    def drain(self) -> list[Event]:
-        """All events since the last call, without waiting."""
-        events = []
-        while True:
-            try:
-                events.append(self._events.get_nowait())
-            except queue.Empty:
-                return events
-
-    def __iter__(self) -> Iterator[Event]:
-        """Events as they come, up to the last one."""
-        while True:
-            event = self._events.get()
-            yield event
-            if isinstance(event, TERMINAL):
-                return
-
-    def result(self, timeout: float | None = None) -> Event:
-        """The last event; TimeoutError where it has not come after `timeout` seconds."""
-        if not self._done.wait(timeout) or self._terminal is None:
-            raise TimeoutError(f"job {self.id} is not done after {timeout} s")
-        return self._terminal
-
-
-@dataclass
-class _Held:
-    """The loaded model and what belongs to it."""
-
-    backend: Backend
-    tokenizer: Tokenizer
-    pool: SlotPool
 
 
 @dataclass
@@ -128,6 +58,11 @@ class _GenerateCommand:
     config: GenerationConfig
     parent: int | None
     requested_at: float
+    sequence: int = 0
+    written: tuple[int, ...] = ()
+    written_records: tuple[StepRecord | None, ...] = ()
+    # Of several texts of one request the first that starts reads the prompt for all.
+    group: list[Generation] | None = None
 
 
 @dataclass
@@ -146,7 +81,7 @@ class Worker:
         *,
         observers: Sequence[Observer] = (),
         wake: Callable[[], None] | None = None,
-        max_active: int = 8,
+        max_active: int = MAX_SEQUENCES,
     ) -> None:
         """`observers` see every event on the worker's thread; `wake` is called after each batch."""
         self._observers = tuple(observers)
@@ -155,8 +90,8 @@ class Worker:
         self._ids = itertools.count(1)
         self._inbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._pending: deque[_Command] = deque()
-        self._active: list[tuple[Job, Generation]] = []
-        self._held: _Held | None = None
+        self._active: list[tuple[Job, Writing]] = []
+        self._held: Held | None = None
         self._closing = threading.Event()
         self._gate = threading.Lock()  # no command may slip in behind the last look at the inbox
         self._downloads: list[Job] = []
@@ -187,12 +122,55 @@ class Worker:
         Cancelled; in the last two cases the model before stays."""
         return self._submit(_LoadCommand(self._new_job(), config))
 
-    def generate(self, prompt: str, config: GenerationConfig, *, parent: int | None = None) -> Job:
+    def generate(
+        self,
+        prompt: str,
+        config: GenerationConfig,
+        *,
+        parent: int | None = None,
+        sequence: int = 0,
+        written: Sequence[int] = (),
+        written_records: Sequence[StepRecord | None] = (),
+    ) -> Job:
         """Continue a prompt. Started, Prefill ..., Token ..., then Finished or Failed; Cancelled
-        where it was given up before it began."""
+        where it was given up before it began.
+
+        `sequence`: which of the texts that one seed gives. `written`: new tokens that are there
+        already, as after a stop or at a branch; see engine.generation.Generation.
+        """
         return self._submit(
-            _GenerateCommand(self._new_job(), prompt, config, parent, time.perf_counter())
+            _GenerateCommand(
+                self._new_job(),
+                prompt,
+                config,
+                parent,
+                time.perf_counter(),
+                sequence,
+                tuple(written),
+                tuple(written_records),
+            )
         )
+
+    def generate_many(
+        self, prompt: str, config: GenerationConfig, *, parent: int | None = None
+    ) -> list[Job]:
+        """`config.num_return_sequences` texts in one batch, a job for each, as of `generate`.
+
+        Text number s is what `generate` gives with the same seed and `sequence=s`.
+        """
+        count = config.num_return_sequences
+        if count == 1:
+            return [self.generate(prompt, config, parent=parent)]
+        config, now = with_seed(config), time.perf_counter()
+        group: list[Generation] = []
+        return [
+            self._submit(
+                _GenerateCommand(
+                    self._new_job(), prompt, config, parent, now, sequence=number, group=group
+                )
+            )
+            for number in range(count)
+        ]
 
     def measure_bandwidth(self) -> Job:
         """Measure how fast the memory streams as many bytes as a token of the model reads.
@@ -276,14 +254,14 @@ class Worker:
         self._active, self._pending = [], deque()
         if self._held:
             held, self._held = self._held, None
-            _shut_down(held)
+            held.shut_down()
 
     def _fail_all(self, error: Exception) -> None:
         """Answer every text under way; the caches are in an unknown state, so all are closed."""
         active, self._active = self._active, []
         for job, _ in active:
             if not job.done:
-                self._publish(job, _failure(job, error, "writing"))
+                self._publish(job, failure(job, error, "writing"))
         if held := self._held:
             try:
                 held.pool.reset()
@@ -320,7 +298,7 @@ class Worker:
                     waiting.append(command)
                 else:
                     self._load(command)
-            elif len(self._active) < self._max_active:
+            elif len(self._active) < self._max_active and not _must_wait(command):
                 self._start(command)
             else:
                 waiting.append(command)
@@ -335,60 +313,25 @@ class Worker:
             self._publish(job, Loading(job.id, config.model, stage, fraction))
 
         try:
-            held = self._read_model(config, progress)
+            held = read_model(config, progress, self._held)
         except LoadCancelled:
             self._publish(job, Cancelled(job.id))
         except Exception as error:
-            self._publish(job, _failure(job, error, f"loading {config.model}"))
+            self._publish(job, failure(job, error, f"loading {config.model}"))
         else:
             before, self._held = self._held, held
             if before:
-                _shut_down(before)
+                before.shut_down()
             self._publish(job, Loaded(job.id, held.backend.info))
-
-    def _read_model(
-        self, config: LoadConfig, progress: Callable[[str, float | None], None]
-    ) -> _Held:
-        from engine import catalog, memory
-        from engine.backends import load_backend, resolve
-        from engine.checkpoint import read_config
-
-        begun = time.perf_counter()
-        entry = catalog.find(config.model)
-        folder = catalog.require_local(config.model)
-        spec, precision = resolve(config.backend, config.precision, config.model)
-        shape = read_config(folder)
-        tokenizer = Tokenizer(folder, shape.end_of_text)
-        try:
-            memory.check_fits(shape, precision, spec.name)
-        except OutOfMemoryError as error:
-            held = self._held
-            if held is None or held.backend.info.weight_bytes < 100_000_000:
-                raise
-            # Both models are held for a moment, so that a failed load leaves the old one.
-            size = memory.human_bytes(held.backend.info.weight_bytes)
-            raise OutOfMemoryError(
-                f"{error}; {held.backend.info.name} holds {size}, which loading verse first frees"
-            ) from error
-        backend = load_backend(
-            folder,
-            name=entry.name,
-            backend=spec.name,
-            precision=precision,
-            threads=config.threads or 0,
-            progress=progress,
-        )
-        backend.info = replace(backend.info, load_s=time.perf_counter() - begun)
-        return _Held(backend, tokenizer, SlotPool(backend))
 
     def _measure(self, job: Job) -> None:
         try:
             if self._held is None:
                 raise ModelNotFoundError("no model is loaded; load one first")
             model = self._held.backend.info
-            bytes_per_s = _bandwidth(model)
+            bytes_per_s = bandwidth(model)
         except Exception as error:
-            self._publish(job, _failure(job, error, "measuring the memory"))
+            self._publish(job, failure(job, error, "measuring the memory"))
         else:
             self._publish(job, Bandwidth(job.id, model, bytes_per_s))
 
@@ -397,85 +340,104 @@ class Worker:
         try:
             if self._held is None:
                 raise ModelNotFoundError("no model is loaded; load one first")
+            held, group = self._held, command.group
             generation = Generation(
                 command.prompt,
                 command.config,
-                self._held.tokenizer,
-                self._held.backend.info,
+                held.tokenizer,
+                held.backend.info,
                 job_id=job.id,
                 parent=command.parent,
                 requested_at=command.requested_at,
+                sequence=command.sequence,
+                written=command.written,
+                written_records=command.written_records,
             )
-            generation.attach(*self._held.pool.acquire(generation.prompt_ids))
+            if group and any(g is group[0] for _, g in self._active):
+                first = group[0]
+                generation.attach(*held.pool.fork(first.slot, first.held, generation.seen()))
+            else:
+                generation.attach(*held.pool.acquire(generation.seen()))
+                if group is not None:
+                    group[:] = [generation]
         except Exception as error:
-            self._publish(job, _failure(job, error, "starting a text"))
+            self._publish(job, failure(job, error, "starting a text"))
             return
         self._active.append((job, generation))
-        self._publish(job, generation.started)
+        self._publish(job, *generation.opening())
 
     def _step(self) -> None:
         """One pass over all active texts; a text that fails does not disturb the others."""
         assert self._held is not None
-        held, going = self._held, []
-        for job, generation in self._active:
-            if job.cancelled:
-                held.pool.release(generation.slot, generation.held)
-                self._publish(job, generation.finish("cancelled"))
-            else:
-                going.append((job, generation))
-        self._active = list(going)
+        held = self._held
+        for job, writing in self._active:
+            if job.cancelled and not writing.done:
+                self._publish(job, writing.finish("cancelled"))
+        self._give_back(held)
+        going = list(self._active)
         if not going:
             return
+        generations = [g for _, g in going if isinstance(g, Generation) and g.fast]
         try:
-            if isinstance(held.backend, ManySteps) and not any(g.reading for _, g in going):
-                self._many_steps(held.backend, going)
+            if isinstance(held.backend, ManySteps) and len(generations) == len(going):
+                for generation in generations:
+                    generation.prepare(held.backend)
+                self._many_steps(held.backend, [job for job, _ in going], generations)
             else:
                 self._one_step(held.backend, going)
         except Exception as error:
             # Every cache that was named to the backend has an undefined content now.
-            for job, generation in going:
-                held.pool.discard(generation.slot)
-                self._active.remove((job, generation))
+            for job, writing in going:
+                writing.discard(held.pool)
+                self._active.remove((job, writing))
                 if not job.done:
-                    self._publish(job, _failure(job, error, "running the model"))
+                    self._publish(job, failure(job, error, "running the model"))
             return
-        for entry in going:
-            if entry[1].done:
-                held.pool.release(entry[1].slot, entry[1].held)
-                self._active.remove(entry)
+        self._give_back(held)
 
-    def _one_step(self, backend: Backend, going: list[tuple[Job, Generation]]) -> None:
+    def _give_back(self, held: Held) -> None:
+        """Let go of the texts that are done."""
+        for job, writing in self._active:
+            if writing.done:
+                writing.prepare(held.backend)
+                writing.release(held.pool)
+                if writing.error is not None:
+                    self._publish(job, failure(job, writing.error, "choosing a token"))
+        self._active = [entry for entry in self._active if not entry[1].done]
+
+    def _one_step(self, backend: Backend, going: list[tuple[Job, Writing]]) -> None:
         due = _due(going)
-        rows = step(backend, [generation for _, generation in due])
-        for (job, generation), logits in zip(due, rows, strict=True):
+        rows = step(backend, [writing for _, writing in due])
+        for (job, writing), logits in zip(due, rows, strict=True):
             try:
-                events = generation.accept(logits)
+                events = writing.accept(logits)
             except Exception as error:  # in choosing: the others' caches are sound
-                generation.reason = "failed"
-                events = [_failure(job, error, "choosing a token")]
+                writing.fail(error)
+                events = []
             self._publish(job, *events)
 
-    def _many_steps(self, backend: ManySteps, going: list[tuple[Job, Generation]]) -> None:
+    def _many_steps(
+        self, backend: ManySteps, jobs: list[Job], generations: list[Generation]
+    ) -> None:
         """On the fast path until all texts are done or something else wants to be looked at."""
 
         def interrupted() -> bool:
             return (
                 self._closing.is_set()
                 or not self._inbox.empty()
-                or any(job.cancelled and not g.done for job, g in going)
+                or any(job.cancelled for job in jobs)
             )
 
         def started(run: Decoding) -> None:
-            for job, _ in going:
+            for job in jobs:
                 job.interrupt = run.stop
 
-        jobs = {id(generation): job for job, generation in going}
-        generations = [generation for _, generation in going]
+        job_of = {id(generation): job for job, generation in zip(jobs, generations, strict=True)}
         try:
             for generation, events in many_steps(backend, generations, interrupted, started):
-                self._publish(jobs[id(generation)], *events)
+                self._publish(job_of[id(generation)], *events)
         finally:
-            for job, _ in going:
+            for job in jobs:
                 job.interrupt = None
 
     def _download(self, job: Job, name: str) -> None:
@@ -492,70 +454,30 @@ class Worker:
             if job.cancelled:
                 self._publish(job, Cancelled(job.id))
             else:
-                self._publish(job, _failure(job, error, f"downloading {name}"))
+                self._publish(job, failure(job, error, f"downloading {name}"))
         else:
             self._publish(job, Downloaded(job.id, name))
 
 
-def _due(going: list[tuple[Job, Generation]]) -> list[tuple[Job, Generation]]:
+def _must_wait(command: _GenerateCommand) -> bool:
+    """Whether another text of the request is still reading the prompt for this one too."""
+    first = command.group[0] if command.group else None
+    return first is not None and first.reading and not first.done
+
+
+def _due(going: list[tuple[Job, Writing]]) -> list[tuple[Job, Writing]]:
     """Who takes part in a pass: all that write, and of those that read what makes one chunk.
 
     So many long prompts at once delay the texts being written, and a cancellation, no more than
     one does. A text's own chunks stay the same, for backends whose rounding depends on them.
     """
     due, room = [], PREFILL_CHUNK
-    for job, generation in going:
-        if generation.reading:
-            tokens = len(generation.next_tokens())
+    for job, writing in going:
+        if writing.reading:
+            tokens = sum(len(ids) for _, ids in writing.work())
             if room < tokens:
                 room = 0  # in turn: a short prompt does not overtake
                 continue
             room -= tokens
-        due.append((job, generation))
+        due.append((job, writing))
     return due
-
-
-def _shut_down(held: _Held) -> None:
-    try:
-        held.backend.shutdown()
-    except Exception:  # the model is given up either way, and somebody may wait for an answer
-        log.exception("%s could not be shut down", held.backend.info.name)
-
-
-def _bandwidth(model: ModelInfo) -> float:
-    """Bytes per second; an EngineError where the model or the free memory does not allow it."""
-    from engine import memory
-
-    wanted = min(model.read_bytes, _MEASURE_BYTES)
-    if wanted <= 0:
-        raise BackendError(f"backend {model.backend} does not say what a token reads")
-    free = memory.available_bytes()
-    if free < 2 * wanted:
-        raise OutOfMemoryError(
-            f"measuring takes {memory.human_bytes(wanted)}, and {memory.human_bytes(free)} are "
-            "free; close other programs"
-        )
-    from engine.native import roofline
-
-    return roofline.measure(wanted, model.threads, _MEASURE_S).bytes_per_s
-
-
-def _failure(job: Job, error: Exception, doing: str) -> Failed:
-    """The message for an error; what is not an EngineError is a fault of ours and is logged."""
-    if isinstance(error, EngineError):
-        log.warning("%s: %s", doing, error)
-        return Failed(job.id, str(error), type(error).__name__)
-    if isinstance(error, MemoryError):
-        return Failed(
-            job.id,
-            f"out of memory while {doing}; close other programs or use a smaller model or int8",
-            "OutOfMemoryError",
-        )
-    log.error("unexpected error while %s", doing, exc_info=error)
-    what = " ".join(str(error).split())[:200]
-    return Failed(
-        job.id,
-        f"unexpected {type(error).__name__} while {doing}: {what}; the log has the details",
-        BackendError.__name__,
-        "".join(traceback.format_exception(error)),
-    )

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from engine.config import GenerationConfig
-from engine.decoding import PREFILL_CHUNK, fit_prompt, generate
+from engine.context import fit_prompt
+from engine.decoding import generate
 from engine.errors import BackendError, PromptError
 from engine.events import Finished, Prefill, Started, Token
+from engine.generation import PREFILL_CHUNK
 from engine.slots import SlotPool, common_prefix
 from engine.tokenizer import Tokenizer
 from tests.scripted import ScriptedBackend, model_info

@@ -14,9 +14,10 @@ from engine.config import GenerationConfig
 from engine.decoding import generate
 from engine.errors import BackendError
 from engine.events import Failed, Finished, Started, Token
+from engine.held import Held
 from engine.slots import SlotPool
 from engine.tokenizer import Tokenizer
-from engine.worker import Worker, _Held
+from engine.worker import Worker
 from tests.scripted import FastScriptedBackend, ScriptedBackend, model_info
 
 CONFIG = GenerationConfig(max_new_tokens=9, seed=3, temperature=1.5, top_k=0, top_p=1.0)
@@ -39,7 +40,7 @@ def worker() -> Iterator[Worker]:
 @pytest.fixture
 def hold(worker: Worker, tokenizer: Tokenizer) -> Hold:
     def put(backend: ScriptedBackend) -> None:
-        worker._held = _Held(backend, tokenizer, SlotPool(backend))
+        worker._held = Held(backend, tokenizer, SlotPool(backend))
 
     return put
 

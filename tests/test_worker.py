@@ -27,9 +27,10 @@ from engine.events import (
     Started,
     Token,
 )
+from engine.held import Held
 from engine.slots import SlotPool
 from engine.tokenizer import Tokenizer
-from engine.worker import Worker, _Held
+from engine.worker import Worker
 from tests.scripted import ScriptedBackend, model_info
 
 GREEDY = GenerationConfig(decoding="greedy", max_new_tokens=8)
@@ -56,7 +57,7 @@ def hold(worker: Worker, tiny_model_dir: Path) -> Hold:
     """Puts a scripted backend into the worker as if it had been loaded."""
 
     def put(backend: ScriptedBackend) -> None:
-        worker._held = _Held(backend, Tokenizer(tiny_model_dir), SlotPool(backend))
+        worker._held = Held(backend, Tokenizer(tiny_model_dir), SlotPool(backend))
 
     return put
 
@@ -311,7 +312,7 @@ def test_caches_that_cannot_be_closed_leave_nobody_waiting(worker: Worker, hold:
 def test_a_reader_that_cannot_be_woken_harms_nobody(tiny_model_dir: Path) -> None:
     worker = Worker(wake=boom)
     backend = ScriptedBackend()
-    worker._held = _Held(backend, Tokenizer(tiny_model_dir), SlotPool(backend))
+    worker._held = Held(backend, Tokenizer(tiny_model_dir), SlotPool(backend))
     worker.start()
     try:
         for job in [worker.generate("a", GREEDY) for _ in range(3)]:
@@ -438,7 +439,7 @@ def test_closing_answers_everybody(tiny_model_dir: Path) -> None:
     gate = threading.Semaphore(2)
     worker = Worker()
     backend = ScriptedBackend(gate=gate)
-    worker._held = _Held(backend, Tokenizer(tiny_model_dir), SlotPool(backend))
+    worker._held = Held(backend, Tokenizer(tiny_model_dir), SlotPool(backend))
     worker._max_active = 1
     worker.start()
     running = worker.generate("a", GREEDY.replace(max_new_tokens=50))

@@ -16,7 +16,7 @@ from app.window.intents import Generate, StopGeneration
 from app.window.model_state import ModelState
 from app.window.records import Output, Progress
 from engine.config import GenerationConfig, LoadConfig
-from engine.decoding import fit_prompt
+from engine.context import fit_prompt
 from engine.events import Event, Failed, Finished, Loaded, Prefill, Started, Token
 
 SERIES_LENGTH = 240  # points of the tokens/s sparkline

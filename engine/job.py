@@ -1,0 +1,93 @@
+"""One request to the worker: its events, in order, and the means to give it up."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+
+from engine.errors import BackendError, EngineError
+from engine.events import TERMINAL, Event, Failed
+
+log = logging.getLogger(__name__)
+
+
+class Job:
+    """One request: its events, in order, and the means to give it up."""
+
+    def __init__(self, job_id: int) -> None:
+        self.id = job_id
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
+        self._done = threading.Event()
+        self._terminal: Event | None = None
+        self.interrupt: Callable[[], None] | None = None  # the worker's, while it runs many steps
+
+    def cancel(self) -> None:
+        """Stop within one token; what has been written is kept. Any thread, any number of times."""
+        self._cancelled.set()
+        if (interrupt := self.interrupt) is not None:
+            interrupt()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
+
+    @property
+    def done(self) -> bool:
+        """Whether the last event is out."""
+        return self._done.is_set()
+
+    def put(self, event: Event) -> None:
+        """For the worker: publish an event."""
+        self._events.put(event)
+        if isinstance(event, TERMINAL):
+            self._terminal = event
+            self._done.set()
+
+    def drain(self) -> list[Event]:
+        """All events since the last call, without waiting."""
+        events = []
+        while True:
+            try:
+                events.append(self._events.get_nowait())
+            except queue.Empty:
+                return events
+
+    def __iter__(self) -> Iterator[Event]:
+        """Events as they come, up to the last one."""
+        while True:
+            event = self._events.get()
+            yield event
+            if isinstance(event, TERMINAL):
+                return
+
+    def result(self, timeout: float | None = None) -> Event:
+        """The last event; TimeoutError where it has not come after `timeout` seconds."""
+        if not self._done.wait(timeout) or self._terminal is None:
+            raise TimeoutError(f"job {self.id} is not done after {timeout} s")
+        return self._terminal
+
+
+def failure(job: Job, error: Exception, doing: str) -> Failed:
+    """The message for an error; what is not an EngineError is a fault of ours and is logged."""
+    if isinstance(error, EngineError):
+        log.warning("%s: %s", doing, error)
+        return Failed(job.id, str(error), type(error).__name__)
+    if isinstance(error, MemoryError):
+        return Failed(
+            job.id,
+            f"out of memory while {doing}; close other programs or use a smaller model or int8",
+            "OutOfMemoryError",
+        )
+    log.error("unexpected error while %s", doing, exc_info=error)
+    what = " ".join(str(error).split())[:200]
+    return Failed(
+        job.id,
+        f"unexpected {type(error).__name__} while {doing}: {what}; the log has the details",
+        BackendError.__name__,
+        "".join(traceback.format_exception(error)),
+    )
