@@ -186,7 +186,8 @@ class Options:
     @classmethod
     def options(cls) -> dict[str, Option]:
         """Declared options by name, in order of declaration."""
-        return dict(_declared(cls))
+        kind: Any = cls
+        return dict(_declared(kind))
 
     def __post_init__(self) -> None:
         for name, declared in type(self).options().items():
