@@ -63,11 +63,12 @@ def load_model(worker: Worker, config: LoadConfig) -> ModelInfo:
 
 
 @contextlib.contextmanager
-def cancel_on_interrupt(job: Job) -> Iterator[None]:
-    """While this lasts, Ctrl+C and SIGTERM cancel the job instead of ending the program."""
+def cancel_on_interrupt(*jobs: Job) -> Iterator[None]:
+    """While this lasts, Ctrl+C and SIGTERM cancel the jobs instead of ending the program."""
 
     def cancel(signum: int, frame: FrameType | None) -> None:
-        job.cancel()
+        for job in jobs:
+            job.cancel()
 
     before = {s: signal.signal(s, cancel) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

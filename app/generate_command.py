@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from app.console import CommandFailed, cancel_on_interrupt, load_model, running_worker
+from app.flags import chosen
+from app.records import TokenText, table, token_texts
+from app.results import WrittenText, result_object, several_object
+from app.text_printer import TextPrinter, summary
 from engine.config import GenerationConfig, LoadConfig
-from engine.errors import PromptError
-from engine.events import Cancelled, Failed, Finished, ModelInfo, Started, Token
+from engine.errors import ConfigError, PromptError
+from engine.events import Failed, Finished, ModelInfo, Started, Token
+from engine.step_record import StepRecord
 from engine.tokenizer import clean_prompt
-from engine.worker import Worker
-
-_DIM, _RESET = "\x1b[2m", "\x1b[0m"
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from engine.worker import Job, Worker
 
 
 def generate_command(
@@ -25,6 +28,7 @@ def generate_command(
 ) -> int:
     """Run the command; returns the exit status."""
     generation.check_together()
+    _say_what_is_unused(args, generation)
     many = args.prompts_file is not None
     prompts = _read_prompts_file(args.prompts_file) if many else [_prompt(p) for p in args.prompt]
     if not many:
@@ -44,6 +48,21 @@ def generate_command(
             if args.json and results:
                 print(json.dumps(results[0] if len(prompts) == 1 else {"results": results}))
     return 130 if results[-1]["finish_reason"] == "cancelled" else 0
+
+
+def _say_what_is_unused(args: argparse.Namespace, config: GenerationConfig) -> None:
+    """A note where options were given that the method does not look at."""
+    declared = GenerationConfig.options()
+    unused = [
+        declared[name].flag
+        for name in chosen(args, GenerationConfig)
+        if not declared[name].used_by(config.decoding)
+        if name != "seed"  # so that scripts can always give one
+    ]
+    if unused:
+        print(
+            f"note: --decoding {config.decoding} does not use {', '.join(unused)}", file=sys.stderr
+        )
 
 
 def _prompt(given: str) -> str:
@@ -70,53 +89,80 @@ def _decoded(raw: bytes, where: str) -> str:
         raise PromptError(f"{where} is not UTF-8 text (byte {error.start})") from error
 
 
-def _harmless(text: str) -> str:
-    """Without the control characters that a terminal would obey."""
-    return _CONTROL.sub("", text)
-
-
 def write(
     worker: Worker, model: ModelInfo, prompt: str, config: GenerationConfig, quiet: bool
 ) -> dict[str, Any]:
-    """Continue one prompt, streaming it to standard output unless `quiet`."""
-    terminal = sys.stdout.isatty()
-    out = sys.stdout
-    job = worker.generate(prompt, config)
-    seed: int | None = None
-    with cancel_on_interrupt(job):
-        for event in job:
-            if isinstance(event, Started):
-                seed = event.config.seed
-                if event.dropped_tokens:
-                    print(
-                        f"note: the prompt is longer than the model's context of {model.context} "
-                        f"tokens; its first {event.dropped_tokens} tokens were dropped",
-                        file=sys.stderr,
-                    )
-                if not quiet:
-                    out.write(f"{_DIM}{_harmless(prompt)}{_RESET}" if terminal else prompt)
-            elif isinstance(event, Token) and not quiet:
-                out.write(_harmless(event.text) if terminal else event.text)
-                out.flush()
-    end = job.result()
-    if isinstance(end, Cancelled):
+    """Continue one prompt, streaming to standard output unless `quiet`; what `--json` prints."""
+    count = config.num_return_sequences
+    jobs = _begin(worker, prompt, config)
+    printer = None if quiet else TextPrinter(prompt, count)
+    try:
+        with cancel_on_interrupt(*jobs):
+            followed = [_follow(job, printer) for job in jobs]  # others' events wait meanwhile
+    finally:
+        for job in jobs:  # where one failed
+            job.cancel()
+    texts = [text for text in followed if text is not None]
+    if not texts:
         raise KeyboardInterrupt
-    if not isinstance(end, Finished):
-        assert isinstance(end, Failed)
-        if not quiet:
-            out.write("\n")
-        raise CommandFailed(end.message)
     if not quiet:
-        out.write("\n")
-        out.flush()
-        t = end.timings
+        print(summary(texts, model), file=sys.stderr)
+    text_of = token_texts(model) if config.logprobs else None
+    if text_of and not quiet:
+        _print_tables(texts, text_of)
+    if count > 1:
+        return several_object(texts, model, text_of)
+    return result_object(texts[0], model, text_of)
+
+
+def _begin(worker: Worker, prompt: str, config: GenerationConfig) -> list[Job]:
+    if config.num_return_sequences == 1:
+        return [worker.generate(prompt, config)]
+    generate_many = getattr(worker, "generate_many", None)
+    if generate_many is None:
+        raise ConfigError("this version writes one text at a time; set num_return_sequences to 1")
+    jobs: list[Job] = generate_many(prompt, config)
+    return jobs
+
+
+def _follow(job: Job, printer: TextPrinter | None) -> WrittenText | None:
+    """Show a text as it comes; None where it was given up before it began."""
+    started: Started | None = None
+    records: list[StepRecord | None] = []
+    for event in job:
+        if isinstance(event, Started):
+            started = event
+            if event.sequence == 0:
+                _say_what_was_dropped(event)
+        elif isinstance(event, Token):
+            records.append(event.record)
+        if printer:
+            printer.event(event)
+    end = job.result()
+    if isinstance(end, Finished) and started is not None:
+        return WrittenText(started, end, records)
+    if printer:
+        printer.broken_off()
+    if isinstance(end, Failed):
+        raise CommandFailed(end.message)
+    return None
+
+
+def _say_what_was_dropped(started: Started) -> None:
+    if started.dropped_tokens:
         print(
-            f"{t.new_tokens} tokens in {t.total_s:.2f} s, {t.tokens_per_s:.1f} tokens/s, first "
-            f"after {t.ttft_s * 1000:.0f} ms, seed {seed}, {model.name} {model.precision} on "
-            f"{model.backend}" + (", stopped" if end.reason == "cancelled" else ""),
+            f"note: the prompt is longer than the model's context of {started.model.context} "
+            f"tokens; its first {started.dropped_tokens} tokens were dropped",
             file=sys.stderr,
         )
-    return result_object(prompt, end, seed, model)
+
+
+def _print_tables(texts: list[WrittenText], text_of: TokenText) -> None:
+    width = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
+    for number, text in enumerate(texts, 1):
+        print(f"--- tokens of {number} of {len(texts)} ---" if len(texts) > 1 else "")
+        for line in table(text.records, text_of, width):
+            print(line)
 
 
 def _json_lines(
@@ -133,31 +179,3 @@ def _json_lines(
         if result.get("finish_reason") == "cancelled":
             return 130
     return status
-
-
-def result_object(prompt: str, end: Finished, seed: int | None, model: ModelInfo) -> dict[str, Any]:
-    """What `--json` prints for one text; `text` is the continuation without the prompt."""
-    t = end.timings
-    return {
-        "prompt": prompt,
-        "text": end.text,
-        "token_ids": list(end.token_ids),
-        "finish_reason": end.reason,
-        "seed": seed,
-        "model": model.name,
-        "weights_hash": model.weights_hash,
-        "backend": model.backend,
-        "precision": model.precision,
-        "threads": model.threads,
-        "timings": {
-            "load_s": model.load_s,
-            "prefill_s": t.prefill_s,
-            "ttft_s": t.ttft_s,
-            "decode_s": t.decode_s,
-            "total_s": t.total_s,
-            "tokens_per_s": t.tokens_per_s,
-            "prompt_tokens": t.prompt_tokens,
-            "cached_tokens": t.cached_tokens,
-            "new_tokens": t.new_tokens,
-        },
-    }

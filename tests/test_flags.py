@@ -89,3 +89,24 @@ def test_contradictions_are_refused_before_the_model_is_loaded(
     assert run(["generate", "--model", "./nowhere", "--prompt", "a", *beam]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: num_return_sequences is 4")
+
+
+def test_options_that_the_method_does_not_use_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unused = [
+        "--decoding",
+        "greedy",
+        "--beams",
+        "3",
+        "--top-p",
+        "0.5",
+        "--seed",
+        "1",
+        "--stop",
+        "x",
+    ]
+    assert run(["generate", "--model", "./nowhere", "--prompt", "a", *unused]) == 1
+    note, error = capsys.readouterr().err.splitlines()
+    assert note == "note: --decoding greedy does not use --top-p, --num-beams"
+    assert error.startswith("error: ")
