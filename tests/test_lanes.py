@@ -240,8 +240,16 @@ def test_statistics_are_wanted_now_and_then_and_at_the_end() -> None:
     assert not lane.wants_statistics(99.0)
 
 
-def test_jobs_and_lanes_must_match() -> None:
+def test_jobs_of_another_number_are_those_of_a_replaced_request() -> None:
     lanes = Lanes()
     lanes.begin("x", [("1", CONFIG)])
-    with pytest.raises(ValueError, match="2 jobs for 1 lanes"):
-        lanes.bind([1, 2])
+    lanes.bind([1, 2])
+    assert not lanes.apply(Token(1, 0, 5, "x", TIMINGS))
+
+
+def test_one_text_needs_no_lanes_and_several_are_numbered() -> None:
+    lanes = Lanes()
+    lanes.begin_texts("x", CONFIG)
+    assert not lanes.lanes
+    lanes.begin_texts("x", CONFIG.replace(num_return_sequences=3))
+    assert [lane.label for lane in lanes] == ["Text 1", "Text 2", "Text 3"]

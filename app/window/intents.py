@@ -39,4 +39,24 @@ class StopGeneration:
     pass
 
 
-Intent = LoadModel | CancelLoad | DownloadModel | CancelDownload | Generate | StopGeneration
+@dataclass(frozen=True)
+class RunDuel:
+    prompt: str
+    configs: tuple[GenerationConfig, ...]  # one a lane
+
+
+@dataclass(frozen=True)
+class StopDuel:
+    pass
+
+
+Intent = (
+    LoadModel
+    | CancelLoad
+    | DownloadModel
+    | CancelDownload
+    | Generate
+    | StopGeneration
+    | RunDuel
+    | StopDuel
+)

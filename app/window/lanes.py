@@ -208,12 +208,20 @@ class Lanes:
         """Show nothing any more."""
         self.begin("", ())
 
+    def begin_texts(self, prompt: str, config: GenerationConfig) -> None:
+        """Make room for what one request writes: no lanes for a single text."""
+        count = config.num_return_sequences
+        self.begin(prompt, [(f"Text {i + 1}", config) for i in range(count if count > 1 else 0)])
+
     def bind(self, jobs: Sequence[int]) -> None:
-        """Name the jobs that write, one a lane. ValueError for another number of them."""
-        if len(jobs) != len(self.lanes):
-            raise ValueError(f"{len(jobs)} jobs for {len(self.lanes)} lanes")
-        for lane, job in zip(self.lanes, jobs, strict=True):
-            lane.job = job
+        """Name the jobs that write, one a lane.
+
+        Nothing is bound where there are more or fewer: they belong to a request that was replaced
+        before it was carried out.
+        """
+        if len(jobs) == len(self.lanes):
+            for lane, job in zip(self.lanes, jobs, strict=True):
+                lane.job = job
 
     def apply(self, event: Event) -> bool:
         """Give the event to its lane; False where it belongs to none."""
@@ -223,6 +231,10 @@ class Lanes:
                     lane.apply(event)
                 return True
         return False
+
+    def begins_with(self, job: int) -> bool:
+        """Whether the first lane is written by this job."""
+        return bool(self.lanes) and self.lanes[0].job == job
 
     @property
     def running(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,8 @@ from app.window.intents import (
     Generate,
     Intent,
     LoadModel,
+    RunDuel,
+    StopDuel,
     StopGeneration,
 )
 from app.window.records import Level
@@ -29,6 +31,7 @@ from engine import catalog
 from engine.config import GenerationConfig, LoadConfig
 from engine.errors import EngineError
 from engine.events import Event, ModelInfo
+from engine.text_statistics import measure
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +96,8 @@ class Session:
         self._draft = state.prompt
         self._jobs: list[JobLike] = []
         self._load_job: JobLike | None = None
-        self._generate_job: JobLike | None = None
+        self._generate_jobs: list[JobLike] = []
+        self._duel_jobs: list[JobLike] = []
         self._download_jobs: dict[str, JobLike] = {}
         self._catalogue_seen = -1
         self._memory_due = 0.0
@@ -105,7 +109,9 @@ class Session:
     def busy(self) -> bool:
         """Whether something moves on the screen by itself."""
         state = self.state
-        return state.running or state.load is not None or bool(state.downloads)
+        return (
+            state.running or state.duel.running or state.load is not None or bool(state.downloads)
+        )
 
     def tick(self) -> None:
         """Take in what has happened, carry out what was asked, ask for fresh figures."""
@@ -119,6 +125,7 @@ class Session:
             self._carry_out(intent)
         self._measure_at_rest()
         self._record()
+        self._count_repeats()
         self._refresh_facts()
 
     def open_folder(self, path: Path | str) -> None:
@@ -154,13 +161,13 @@ class Session:
     def _carry_out(self, intent: Intent) -> None:
         worker, state = self.worker, self.state
         if isinstance(intent, Generate):
-            job = worker.generate(intent.prompt, intent.config, parent=intent.parent)
-            self._generate_job = job
-            state.bind_generation(job.id)
-            self._jobs.append(job)
+            self._generate(intent)
         elif isinstance(intent, StopGeneration):
-            if self._generate_job is not None:
-                self._generate_job.cancel()
+            _cancel(self._generate_jobs)
+        elif isinstance(intent, RunDuel):
+            self._run_duel(intent)
+        elif isinstance(intent, StopDuel):
+            _cancel(self._duel_jobs)
         elif isinstance(intent, LoadModel):
             job = worker.load(intent.config)
             self._load_job = job
@@ -176,6 +183,20 @@ class Session:
             self._jobs.append(job)
         elif isinstance(intent, CancelDownload) and intent.name in self._download_jobs:
             self._download_jobs[intent.name].cancel()
+
+    def _generate(self, intent: Generate) -> None:
+        worker, prompt, config = self.worker, intent.prompt, intent.config
+        jobs = [worker.generate(prompt, config, parent=intent.parent)]
+        self._generate_jobs = jobs
+        self.state.bind_generation(*(job.id for job in jobs))
+        self._jobs += jobs
+
+    def _run_duel(self, intent: RunDuel) -> None:
+        """Each config in a text of its own; the worker runs them in one batch."""
+        jobs = [self.worker.generate(intent.prompt, config) for config in intent.configs]
+        self._duel_jobs = jobs
+        self.state.duel.bind([job.id for job in jobs])
+        self._jobs += jobs
 
     @property
     def measures_in(self) -> float | None:
@@ -242,6 +263,18 @@ class Session:
         """Look at the memory again with the next tick."""
         self._memory_due = 0.0
 
+    def _count_repeats(self) -> None:
+        """How much the duel's texts repeat themselves, counted off the frame."""
+        now = self.clock()
+        for lane in self.state.duel:
+            if lane.wants_statistics(now):
+                ids = lane.take_ids(now)
+                self.background.submit(
+                    f"lane {lane.number}",
+                    lambda ids=ids: measure(ids),  # type: ignore[misc]
+                    lane.take_statistics,
+                )
+
     def _take_models(self, models: list[facts_module.ModelChoice]) -> None:
         self.facts.models = models
 
@@ -250,3 +283,8 @@ class Session:
 
     def _take_count(self, tokens: int | None) -> None:
         self.state.prompt_tokens = tokens
+
+
+def _cancel(jobs: Iterable[JobLike]) -> None:
+    for job in jobs:
+        job.cancel()

@@ -9,13 +9,15 @@ its successor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from app.window.intents import RunDuel, StopDuel
 from app.window.model_state import MAX_BANNERS as MAX_BANNERS
 from app.window.model_state import ModelStatus as ModelStatus
 from app.window.text_state import SAMPLE_S as SAMPLE_S
 from app.window.text_state import GenerationStatus as GenerationStatus
 from app.window.text_state import TextState
+from engine.config import GenerationConfig, LoadConfig
 from engine.events import Bandwidth, Event, Failed, Finished, Loaded
 
 SETTLED_S = 0.1  # of decoding before a whole text's rate is worth showing
@@ -61,6 +63,36 @@ class AppState(TextState):
             and output.job != ceiling.asked_after
         )
 
+    # The duel
+
+    @property
+    def why_not_duel(self) -> str:
+        """The reason why a duel cannot begin now; empty when it can."""
+        return self.why_not_generate or ("The model is being loaded." if self.load else "")
+
+    def start_duel(self, wanted: Sequence[tuple[str, GenerationConfig]]) -> bool:
+        """Write on from the prompt in several ways at once, each with its label."""
+        if self.why_not_duel or not wanted:
+            return False
+        self.stop_duel()
+        self.duel.begin(self.prompt, wanted)
+        self._intents.append(RunDuel(self.prompt, tuple(config for _, config in wanted)))
+        return True
+
+    def stop_duel(self) -> bool:
+        """Stop all texts of the duel; what is there stays."""
+        if not self.duel.running:
+            return False
+        if not self.duel.stopping:
+            self.duel.stopping = True
+            self._intents.append(StopDuel())
+        return True
+
+    def request_load(self, config: LoadConfig | None = None) -> None:
+        """As TextState; a duel is stopped."""
+        self.stop_duel()
+        super().request_load(config)
+
     def bind_bandwidth(self, job: int) -> None:
         self.ceiling.job = job
         self.ceiling.asked_after = self.output.job
@@ -73,6 +105,7 @@ class AppState(TextState):
 
     def apply(self, event: Event) -> bool:
         """Take one event in; False when it belongs to no current job and was dropped."""
+        known = self.duel.apply(event) or self.lanes.apply(event)
         if self.load is not None and event.job_id == self.load.job:
             self._apply_load(self.load, event)
             return True
@@ -88,7 +121,7 @@ class AppState(TextState):
             return True
         if isinstance(event, Loaded):  # its cancel came too late: it is in memory all the same
             self._take_model(event.model)
-        return False
+        return known
 
     def _apply_bandwidth(self, event: Event) -> None:
         ceiling = self.ceiling

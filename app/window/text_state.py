@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from app.window import writing
 from app.window.intents import Generate, StopGeneration
+from app.window.lanes import Lane, Lanes
 from app.window.model_state import ModelState
 from app.window.records import Output, Progress
 from engine.config import GenerationConfig, LoadConfig
@@ -62,6 +63,8 @@ class TextState(ModelState):
         self.phase_started = 0.0
         self.output = Output()
         self.output_version = 0  # changes when the output is another text, not when it grows
+        self.lanes = Lanes()  # all texts of a request for several; the first is also `output`
+        self.duel = Lanes()
         self.series: deque[float] = deque(maxlen=SERIES_LENGTH)
         self.last_seed: int | None = None
         self._recent: deque[tuple[int, float]] = deque(maxlen=RATE_WINDOW + 1)
@@ -73,7 +76,7 @@ class TextState(ModelState):
     @property
     def running(self) -> bool:
         """Whether a generation is under way or waits for its turn."""
-        return self.generation is not GenerationStatus.IDLE
+        return self.generation is not GenerationStatus.IDLE or self.lanes.running
 
     @property
     def why_not_generate(self) -> str:
@@ -173,13 +176,22 @@ class TextState(ModelState):
             self.last_seed = output.config.seed
 
     def set_output(self, output: Output) -> None:
-        """Replace the output view's text."""
+        """Replace the output view's text; unless it is the first of several, these are over."""
+        if output.job is None or not self.lanes.begins_with(output.job):
+            self.lanes.clear()
         self.output = output
         self.output_version += 1
         self.series.clear()
 
-    def bind_generation(self, job: int) -> None:
+    def keep(self, lane: Lane) -> None:
+        """One of several texts becomes the output; what is still being written is stopped."""
+        self._abandon_generation()
+        self.set_output(lane.output)
+
+    def bind_generation(self, job: int, *others: int) -> None:
+        """`others` write the further texts of a request for several."""
         self.generation_job = job
+        self.lanes.bind([job, *others])
 
     # Events
 
@@ -262,15 +274,17 @@ class TextState(ModelState):
         self.generation = GenerationStatus.WAITING
         self.phase_started = self.clock()
         self._requested_prompt = request.prompt
+        self.lanes.begin_texts(request.prompt, request.config)
         self._intents.append(request)
 
     def _abandon_generation(self) -> None:
         """Give up the current generation, if any; its events are no longer wanted."""
-        if self.generation_job is not None and not self.stopping:
+        if (self.generation_job is not None or self.lanes.running) and not self.stopping:
             self._intents.append(StopGeneration())
         if self.running and not self.output.reason:
             self.output.reason = "cancelled"
         self.generation_job = None
+        self.lanes.give_up()
         self._queued = None
         self.generation = GenerationStatus.IDLE
         self.stopping = False
