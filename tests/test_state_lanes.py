@@ -107,3 +107,11 @@ def test_a_new_duel_or_a_load_stops_the_one_before() -> None:
     state.request_load()
     assert StopDuel() in state.take_intents()
     assert state.why_not_duel == "The model is being loaded." and not state.start_duel(wanted)
+
+
+def test_options_that_contradict_each_other_are_refused_before_they_are_tried() -> None:
+    state = ready()
+    state.decoding = GenerationConfig(decoding="greedy", num_return_sequences=2)
+    assert "greedy writes the same text" in state.why_not_generate
+    assert not state.generate() and not state.take_intents()
+    assert not state.why_not_duel  # each of its texts is one

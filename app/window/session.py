@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +62,9 @@ class WorkerLike(Protocol):
     def generate(
         self, prompt: str, config: GenerationConfig, *, parent: int | None = None
     ) -> JobLike: ...
+    def generate_many(
+        self, prompt: str, config: GenerationConfig, *, parent: int | None = None
+    ) -> Sequence[JobLike]: ...
     def measure_bandwidth(self) -> JobLike: ...
     def count_tokens(self, text: str) -> int | None: ...
 
@@ -186,8 +189,12 @@ class Session:
 
     def _generate(self, intent: Generate) -> None:
         worker, prompt, config = self.worker, intent.prompt, intent.config
-        jobs = [worker.generate(prompt, config, parent=intent.parent)]
-        self._generate_jobs = jobs
+        jobs: Sequence[JobLike]
+        if config.num_return_sequences > 1:
+            jobs = worker.generate_many(prompt, config, parent=intent.parent)
+        else:
+            jobs = [worker.generate(prompt, config, parent=intent.parent)]
+        self._generate_jobs = list(jobs)
         self.state.bind_generation(*(job.id for job in jobs))
         self._jobs += jobs
 

@@ -68,7 +68,7 @@ class AppState(TextState):
     @property
     def why_not_duel(self) -> str:
         """The reason why a duel cannot begin now; empty when it can."""
-        return self.why_not_generate or ("The model is being loaded." if self.load else "")
+        return self.why_not_write or ("The model is being loaded." if self.load else "")
 
     def start_duel(self, wanted: Sequence[tuple[str, GenerationConfig]]) -> bool:
         """Write on from the prompt in several ways at once, each with its label."""

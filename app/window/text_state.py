@@ -18,6 +18,7 @@ from app.window.model_state import ModelState
 from app.window.records import Output, Progress
 from engine.config import GenerationConfig, LoadConfig
 from engine.context import fit_prompt
+from engine.errors import ConfigError
 from engine.events import Event, Failed, Finished, Loaded, Prefill, Started, Token
 
 SERIES_LENGTH = 240  # points of the tokens/s sparkline
@@ -81,6 +82,15 @@ class TextState(ModelState):
     @property
     def why_not_generate(self) -> str:
         """The reason why Generate does nothing now; empty when it would write."""
+        try:
+            self.decoding.check_together()
+        except ConfigError as error:
+            return f"{error}."
+        return self.why_not_write
+
+    @property
+    def why_not_write(self) -> str:
+        """The same, whatever the decoding options are."""
         if not self.prompt:
             return "Type a beginning first."
         if self.model is None and self.load is None:

@@ -51,6 +51,14 @@ class FakeWorker:
     ) -> FakeJob:
         return self._job("generate", prompt, config, parent)
 
+    def generate_many(
+        self, prompt: str, config: GenerationConfig, *, parent: int | None = None
+    ) -> list[FakeJob]:
+        return [
+            self._job("generate_many", prompt, config, parent)
+            for _ in range(config.num_return_sequences)
+        ]
+
     def measure_bandwidth(self) -> FakeJob:
         return self._job("measure")
 

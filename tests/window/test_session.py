@@ -291,3 +291,46 @@ def test_a_history_that_cannot_be_read_is_reported(bench: Bench, tmp_path: Path)
     past.refresh()
     wait_for(bench, lambda: not past.loading)
     assert bench.state.banners[0].kind == "HistoryError"
+
+
+def test_several_texts_of_one_request_are_asked_for_together_and_stop_together(
+    bench: Bench,
+) -> None:
+    bench.load()
+    config = GenerationConfig(seed=1, num_return_sequences=3)
+    bench.state.decoding = config
+    assert bench.state.generate()
+    bench.session.tick()
+    jobs = bench.worker.jobs[-3:]
+    assert {job.asked[:3] for job in jobs} == {("generate_many", "The sun", config)}
+    for job in jobs:
+        job.put(Started(job.id, "The sun", config, tiny_model(), 2, 0))
+        job.put(Token(job.id, 0, 5, f" {job.id}", Timings(new_tokens=1)))
+    bench.session.tick()
+    assert [lane.text for lane in bench.state.lanes] == [f" {job.id}" for job in jobs]
+    bench.state.stop()
+    bench.session.tick()
+    assert all(job.cancelled for job in jobs)
+
+
+def test_a_duel_runs_a_job_for_each_config_and_counts_their_repeats(bench: Bench) -> None:
+    bench.load()
+    wanted = [("Greedy", GenerationConfig(decoding="greedy")), ("Top-k", GenerationConfig(top_k=5))]
+    assert bench.state.start_duel(wanted)
+    bench.session.tick()
+    jobs = bench.worker.jobs[-2:]
+    assert [job.asked for job in jobs] == [
+        ("generate", "The sun", config, None) for _, config in wanted
+    ]
+    for job in jobs:
+        job.put(Started(job.id, "The sun", wanted[0][1], tiny_model(), 2, 0))
+    jobs[1].put(Finished(jobs[1].id, "length", " a a", (5, 5), Timings(new_tokens=2)))
+    bench.settle()
+    assert bench.session.busy
+    assert bench.state.duel.lanes[1].statistics.longest_repeat.length == 1
+    bench.state.stop_duel()
+    bench.session.tick()
+    assert all(job.cancelled for job in jobs)
+    jobs[0].put(Cancelled(jobs[0].id))
+    bench.settle()
+    assert not bench.session.busy
