@@ -16,11 +16,12 @@ from app.records import TokenText, table, token_texts
 from app.results import WrittenText, result_object, several_object
 from app.text_printer import TextPrinter, summary
 from engine.config import GenerationConfig, LoadConfig
-from engine.errors import ConfigError, PromptError
+from engine.errors import PromptError
 from engine.events import Failed, Finished, ModelInfo, Started, Token
+from engine.job import Job
 from engine.step_record import StepRecord
 from engine.tokenizer import clean_prompt
-from engine.worker import Job, Worker
+from engine.worker import Worker
 
 
 def generate_command(
@@ -93,9 +94,8 @@ def write(
     worker: Worker, model: ModelInfo, prompt: str, config: GenerationConfig, quiet: bool
 ) -> dict[str, Any]:
     """Continue one prompt, streaming to standard output unless `quiet`; what `--json` prints."""
-    count = config.num_return_sequences
-    jobs = _begin(worker, prompt, config)
-    printer = None if quiet else TextPrinter(prompt, count)
+    jobs = worker.generate_many(prompt, config)
+    printer = None if quiet else TextPrinter(prompt, len(jobs))
     try:
         with cancel_on_interrupt(*jobs):
             followed = [_follow(job, printer) for job in jobs]  # others' events wait meanwhile
@@ -110,19 +110,9 @@ def write(
     text_of = token_texts(model) if config.logprobs else None
     if text_of and not quiet:
         _print_tables(texts, text_of)
-    if count > 1:
+    if len(jobs) > 1:
         return several_object(texts, model, text_of)
     return result_object(texts[0], model, text_of)
-
-
-def _begin(worker: Worker, prompt: str, config: GenerationConfig) -> list[Job]:
-    if config.num_return_sequences == 1:
-        return [worker.generate(prompt, config)]
-    generate_many = getattr(worker, "generate_many", None)
-    if generate_many is None:
-        raise ConfigError("this version writes one text at a time; set num_return_sequences to 1")
-    jobs: list[Job] = generate_many(prompt, config)
-    return jobs
 
 
 def _follow(job: Job, printer: TextPrinter | None) -> WrittenText | None:

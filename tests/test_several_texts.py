@@ -16,8 +16,8 @@ from app.generate_command import write
 from app.records import as_json, table
 from engine.config import GenerationConfig
 from engine.events import Beams, Cancelled, Event, Failed, Finished, Started, Timings, Token
+from engine.job import Job
 from engine.step_record import Alternative, RuleEffect, StepRecord
-from engine.worker import Job
 from tests.scripted import model_info
 
 MODEL = model_info()
@@ -46,10 +46,6 @@ class Replay:
             self.jobs.append(Job(number))
             for event in events:
                 self.jobs[-1].put(replace(event, job_id=number))
-
-    def generate(self, prompt: str, config: GenerationConfig) -> Job:
-        (job,) = self.jobs
-        return job
 
     def generate_many(self, prompt: str, config: GenerationConfig) -> list[Job]:
         assert len(self.jobs) == config.num_return_sequences
