@@ -117,6 +117,11 @@ class Worker:
         except EngineError:
             return None
 
+    def token_bytes(self, token_ids: Sequence[int]) -> list[bytes] | None:
+        """What the loaded model's tokens stand for; None without one. Empty for special ones."""
+        held = self._held
+        return [held.tokenizer.token_bytes(token_id) for token_id in token_ids] if held else None
+
     def load(self, config: LoadConfig) -> Job:
         """Replace the model once running texts are done. Loading ..., then Loaded, Failed or
         Cancelled; in the last two cases the model before stays."""

@@ -117,9 +117,7 @@ def test_company_changes_no_bit(backend: Any, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(texts))))
     want = [_alone(backend, text) for text in texts]
     slots = [backend.open() for _ in texts]
-    got = backend.extend(
-        [slots[i] for i in order], [texts[i] for i in order], all_positions=True
-    )
+    got = backend.extend([slots[i] for i in order], [texts[i] for i in order], all_positions=True)
     for place, i in enumerate(order):
         assert np.array_equal(got[place], want[i])
     together = backend.extend(slots, [[7]] * len(slots))

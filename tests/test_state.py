@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+
 from app.window import intents
 from app.window import state as st
 from app.window.records import Level, Output, Progress
@@ -9,6 +13,7 @@ from app.window.state import AppState, GenerationStatus, ModelStatus
 from engine.config import GenerationConfig, LoadConfig
 from engine.events import (
     Bandwidth,
+    Beams,
     Cancelled,
     Downloaded,
     Failed,
@@ -17,10 +22,12 @@ from engine.events import (
     Loading,
     ModelInfo,
     Prefill,
+    Reread,
     Started,
     Timings,
     Token,
 )
+from engine.step_record import Alternative, RuleEffect, StepRecord
 
 
 class Clock:
@@ -497,3 +504,153 @@ def test_why_not_generate() -> None:
     state.edit_prompt("x")
     assert "Load a model" in state.why_not_generate
     assert not state.generate() and not state.again() and state.take_intents() == []
+
+
+def record(token_id: int, *others: int) -> StepRecord:
+    """`token_id` was the most probable token; a rule removed the last of the `others`."""
+    ids = (token_id, *others)
+    alternatives = tuple(
+        Alternative(
+            at,
+            -1.0 - rank,
+            None if others and at == others[-1] else -0.5 - rank,
+            "top_k" if others and at == others[-1] else "",
+        )
+        for rank, at in enumerate(ids)
+    )
+    funnel = (RuleEffect("temperature", 300, 1.0), RuleEffect("top_k", 2, 0.9))
+    return StepRecord(token_id, -1.0, -0.5, 0, 1.5, alternatives, funnel)
+
+
+def recorded_text(state: AppState, job: int = 2) -> None:
+    """Three tokens 50, 51, 52 with records, complete."""
+    start(state, job)
+    for index, text in enumerate((" sets", " on", " it")):
+        made = record(50 + index, 60 + index, 70 + index)
+        at = timings(index + 1, 0.1 * (index + 1))
+        state.apply(Token(job, index, 50 + index, text, at, made))
+    state.apply(Finished(job, "length", " sets on it", (50, 51, 52), timings(3, 0.3)))
+    state.output.node = 33
+
+
+def test_records_lie_beside_their_tokens() -> None:
+    state = ready()
+    recorded_text(state)
+    output = state.output
+    assert [r.token_id for r in output.records if r] == output.token_ids and output.recorded
+    assert [output.token_at(at) for at in (0, 4, 5, 10, 11)] == [0, 0, 1, 2, None]
+
+
+def test_a_branch_keeps_what_stands_before_it_and_changes_one_token() -> None:
+    state = ready()
+    recorded_text(state)
+    before, config = state.output, state.output.config
+    state.edit_prompt("Something else")  # the branch is of the text, not of what is typed since
+    assert state.branch(1, 61)
+    [intent] = state.take_intents()
+    assert isinstance(intent, intents.Generate)
+    assert (intent.prompt, intent.config, intent.parent) == ("The sun", config, 33)
+    assert intent.config.seed == 7 and intent.written == (50, 61)
+    first, second = intent.written_records
+    assert first == before.records[0] and second is not None
+    assert (second.token_id, second.rank, second.logprob) == (61, 1, -2.0)
+    assert second.final_logprob == -1.5
+    assert second.alternatives == record(51, 61, 71).alternatives
+    assert state.running and state.prompt == "Something else"
+
+
+def test_a_branch_to_what_a_rule_had_removed_says_that_it_could_not_be_drawn() -> None:
+    state = ready()
+    recorded_text(state)
+    assert state.branch(0, 70)
+    [intent] = state.take_intents()
+    assert isinstance(intent, intents.Generate)
+    [only] = intent.written_records
+    assert only is not None and only.final_logprob == -math.inf and only.rank == 2
+
+
+def test_an_alternative_that_no_record_knows_is_refused() -> None:
+    state = ready()
+    recorded_text(state)
+    with pytest.raises(ValueError, match="no alternative"):
+        state.branch(0, 999)
+    assert state.take_intents() == []
+
+
+def test_only_the_model_that_wrote_a_text_goes_on_from_its_middle() -> None:
+    state = ready()
+    recorded_text(state)
+    state.request_load(LoadConfig(model="other"))
+    state.bind_load(9)
+    state.apply(Loaded(9, model("other")))
+    state.take_intents()
+    assert "tiny fp32" in state.why_not_branch
+    assert not state.branch(0, 60) and not state.go_on_from(0) and state.take_intents() == []
+
+
+def test_a_branch_while_the_text_is_still_written_stops_it_first() -> None:
+    state = ready()
+    start(state)
+    at = timings(1, 0.1)
+    state.apply(Token(2, 0, 50, " sets", at, record(50, 60)))
+    assert state.branch(0, 60)
+    assert [type(i) for i in state.take_intents()] == [intents.StopGeneration, intents.Generate]
+
+
+def test_going_on_from_a_token_keeps_the_seed_and_takes_the_settings_of_now() -> None:
+    state = ready()
+    recorded_text(state)
+    state.decoding = GenerationConfig(temperature=0.3, max_new_tokens=5)
+    assert state.go_on_from(1)
+    [intent] = state.take_intents()
+    assert isinstance(intent, intents.Generate)
+    assert intent.written == (50, 51) and len(intent.written_records) == 2
+    assert intent.config == GenerationConfig(temperature=0.3, max_new_tokens=7, seed=7)
+    assert state.go_on_from(0, fresh_seed=True)
+    *_, again = state.take_intents()
+    assert isinstance(again, intents.Generate) and again.config.seed is None
+
+
+def test_a_branch_of_one_text_of_several_draws_that_texts_numbers() -> None:
+    state = ready()
+    recorded_text(state)
+    state.output.sequence = 3
+    state.output.config = GenerationConfig(seed=7, num_return_sequences=4)
+    assert state.branch(0, 60)
+    [intent] = state.take_intents()
+    assert isinstance(intent, intents.Generate) and intent.sequence == 3
+    assert intent.config.num_return_sequences == 1
+
+
+def test_what_the_model_no_longer_sees_is_known_by_character() -> None:
+    state = ready()
+    start(state)
+    write(state, 2, " a", " b", " c", " d")
+    assert state.output.unseen == (0, 0)
+    state.apply(Reread(2, 0, 5))  # 3 tokens of the prompt and 2 of the text
+    assert state.output.unseen == (0, 4) and state.output.seen_tokens == (0, 2)
+    state.apply(Reread(2, 4, 6))  # the first token of the text is kept
+    assert state.output.unseen == (2, 6) and state.output.seen_tokens == (4, 1)
+    assert state.generation is GenerationStatus.STREAMING
+
+
+def test_a_stop_string_is_cut_off_with_its_tokens_part_of_the_text() -> None:
+    state = ready()
+    start(state)
+    write(state, 2, " sets", " on END")
+    state.apply(Finished(2, "stop", " sets on", (50, 51, 52), timings(3, 0.3)))
+    assert state.output.text == " sets on" and state.output.spans == []
+    start(state, 3)
+    write(state, 3, " sets", " on END")
+    state.apply(Finished(3, "stop", " sets on", (50, 51), timings(2, 0.3)))
+    assert state.output.spans == [(0, 5), (5, 8)]
+
+
+def test_beams_are_shown_while_they_are_sought() -> None:
+    state = ready()
+    start(state)
+    state.apply(Beams(2, (" sets", " rises"), (-1.0, -2.0), 2, timings(2, 0.2)))
+    assert state.generation is GenerationStatus.STREAMING and state.output.text == " sets"
+    state.apply(Finished(2, "length", " rises", (9, 8), timings(2, 0.2), -0.5))
+    assert state.output.text == " rises" and state.output.token_ids == [9, 8]
+    assert not state.running

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.config import GenerationConfig, LoadConfig
+from engine.step_record import StepRecord
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Generate:
     prompt: str
     config: GenerationConfig
     parent: int | None = None  # history node of the text before; the recorder finds the branch
+    sequence: int = 0  # which of the texts that one seed gives
+    written: tuple[int, ...] = ()  # new tokens that stand already, to go on from
+    written_records: tuple[StepRecord | None, ...] = ()  # theirs
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from engine.config import GenerationConfig
 from engine.events import ModelInfo, Timings
+from engine.step_record import StepRecord
 
 
 class Level(StrEnum):
@@ -66,12 +68,16 @@ class Output:
     text: str = ""
     spans: list[tuple[int, int]] = field(default_factory=list)  # of each token within `text`
     token_ids: list[int] = field(default_factory=list)
+    records: list[StepRecord | None] = field(default_factory=list)  # one a token, or none at all
     timings: Timings = field(default_factory=Timings)
     config: GenerationConfig | None = None  # with the seed actually used
     model: ModelInfo | None = None  # None for a restored text whose model is not described
     model_name: str = ""
     precision: str = ""
+    prompt_tokens: int = 0  # that the model has read
     dropped_tokens: int = 0
+    sequence: int = 0  # which of several texts of one request
+    reread: tuple[int, int] | None = None  # events.Reread: tokens kept, and where it sees on from
     reason: str = ""  # why it ended; empty while it streams
     job: int | None = None  # that wrote it, in this run of the program
     node: int | None = None  # of the history, once it is known
@@ -80,3 +86,38 @@ class Output:
     def full_text(self) -> str:
         """Prompt and continuation, as one text."""
         return self.prompt + self.text
+
+    @property
+    def recorded(self) -> bool:
+        """Whether something is known of how the tokens were chosen."""
+        return any(record is not None for record in self.records)
+
+    def record(self, index: int) -> StepRecord | None:
+        """How token `index` was chosen, where that was kept."""
+        return self.records[index] if 0 <= index < len(self.records) else None
+
+    def token_at(self, position: int) -> int | None:
+        """The token that wrote character `position` of `text`; None where that is not known."""
+        index = bisect.bisect_right(self.spans, position, key=lambda span: span[0]) - 1
+        if index < 0 or not self.spans[index][0] <= position < self.spans[index][1]:
+            return None
+        return index
+
+    @property
+    def unseen(self) -> tuple[int, int]:
+        """The characters of `text`, from and to, that the model no longer sees."""
+        if self.reread is None or not self.spans:
+            return 0, 0
+        before = self.prompt_tokens + self.dropped_tokens
+        first, end = (number - before for number in self.reread)
+        first, end = max(first, 0), min(end, len(self.spans))
+        if end <= first:
+            return 0, 0
+        return self.spans[first][0], self.spans[end - 1][1]
+
+    @property
+    def seen_tokens(self) -> tuple[int, int]:
+        """Tokens of the beginning, and of the end, that the model still sees."""
+        kept, begin = self.reread or (0, 0)
+        written = self.prompt_tokens + self.dropped_tokens + len(self.token_ids)
+        return kept, written - begin

@@ -31,6 +31,7 @@ from engine import catalog
 from engine.config import GenerationConfig, LoadConfig
 from engine.errors import EngineError
 from engine.events import Event, ModelInfo
+from engine.step_record import StepRecord
 from engine.text_statistics import measure
 
 log = logging.getLogger(__name__)
@@ -60,13 +61,21 @@ class WorkerLike(Protocol):
     def load(self, config: LoadConfig) -> JobLike: ...
     def download(self, name: str) -> JobLike: ...
     def generate(
-        self, prompt: str, config: GenerationConfig, *, parent: int | None = None
+        self,
+        prompt: str,
+        config: GenerationConfig,
+        *,
+        parent: int | None = None,
+        sequence: int = 0,
+        written: Sequence[int] = (),
+        written_records: Sequence[StepRecord | None] = (),
     ) -> JobLike: ...
     def generate_many(
         self, prompt: str, config: GenerationConfig, *, parent: int | None = None
     ) -> Sequence[JobLike]: ...
     def measure_bandwidth(self) -> JobLike: ...
     def count_tokens(self, text: str) -> int | None: ...
+    def token_bytes(self, token_ids: Sequence[int]) -> list[bytes] | None: ...
 
 
 class RecorderLike(Protocol):
@@ -193,7 +202,15 @@ class Session:
         if config.num_return_sequences > 1:
             jobs = worker.generate_many(prompt, config, parent=intent.parent)
         else:
-            jobs = [worker.generate(prompt, config, parent=intent.parent)]
+            job = worker.generate(
+                prompt,
+                config,
+                parent=intent.parent,
+                sequence=intent.sequence,
+                written=intent.written,
+                written_records=intent.written_records,
+            )
+            jobs = [job]
         self._generate_jobs = list(jobs)
         self.state.bind_generation(*(job.id for job in jobs))
         self._jobs += jobs

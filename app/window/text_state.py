@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
 
-from app.window import writing
+from app.window import branching, writing
 from app.window.intents import Generate, StopGeneration
 from app.window.lanes import Lane, Lanes
 from app.window.model_state import ModelState
@@ -19,7 +19,17 @@ from app.window.records import Output, Progress
 from engine.config import GenerationConfig, LoadConfig
 from engine.context import fit_prompt
 from engine.errors import ConfigError
-from engine.events import Event, Failed, Finished, Loaded, Prefill, Started, Token
+from engine.events import (
+    Beams,
+    Event,
+    Failed,
+    Finished,
+    Loaded,
+    Prefill,
+    Reread,
+    Started,
+    Token,
+)
 
 SERIES_LENGTH = 240  # points of the tokens/s sparkline
 RATE_WINDOW = 8  # samples over which the live rate is averaged: tokens, where they are slow
@@ -106,6 +116,8 @@ class TextState(ModelState):
         """Tokens of the prompt's beginning that will be dropped because it is too long."""
         if self.prompt_tokens is None or self.context is None:
             return 0
+        if self.decoding.context_policy != "stop":
+            return 0  # the beginning stays part of the text, seen or not
         return _dropped(self.prompt_tokens, self.context, self.decoding.max_new_tokens)
 
     @property
@@ -136,14 +148,14 @@ class TextState(ModelState):
         """Write on from the prompt; False when that is not possible or already under way."""
         if not self.can_generate or (self.running and self._running_prompt() == self.prompt):
             return False
-        self._request(self.decoding)
+        self._request(self._from_prompt(self.decoding))
         return True
 
     def again(self) -> bool:
         """The same prompt with a fresh seed, also in the middle of a generation."""
         if not self.can_generate:
             return False
-        self._request(self.decoding.replace(seed=None))
+        self._request(self._from_prompt(self.decoding.replace(seed=None)))
         return True
 
     def continue_from_here(self) -> bool:
@@ -152,6 +164,35 @@ class TextState(ModelState):
             return False
         self.set_prompt(self.output.full_text)
         return self.generate()
+
+    @property
+    def why_not_branch(self) -> str:
+        """The reason why the text shown cannot be gone on with from one of its tokens."""
+        return branching.why_not(self.output, self.model)
+
+    def branch(self, index: int, token_id: int) -> bool:
+        """An alternative in place of token `index`, and on from there as if it had been drawn."""
+        output = self.output
+        if self.why_not_branch or output.config is None:
+            return False
+        self._go_on(branching.instead(output, index, token_id), output.config)
+        return True
+
+    def go_on_from(self, index: int, *, fresh_seed: bool = False) -> bool:
+        """Keep the text up to token `index` and write on with the settings of now.
+
+        With the text's own seed, or a fresh one.
+        """
+        output = self.output
+        if self.why_not_branch or not 0 <= index < len(output.token_ids):
+            return False
+        seed = output.config.seed if output.config and not fresh_seed else None
+        most = GenerationConfig.options()["max_new_tokens"].maximum
+        wanted = index + 1 + self.decoding.max_new_tokens
+        length = wanted if most is None else int(min(wanted, most))
+        config = self.decoding.replace(seed=seed, max_new_tokens=length)
+        self._go_on(branching.up_to(output, index), config)
+        return True
 
     def stop(self) -> bool:
         """Stop writing; what is there stays."""
@@ -226,6 +267,12 @@ class TextState(ModelState):
             self._append(event)
         elif isinstance(event, Finished):
             self._end(event)
+        elif isinstance(event, Reread):
+            writing.reread(self.output, event)
+        elif isinstance(event, Beams):
+            self._streams()
+            writing.preview(self.output, event)
+            self.output_version += 1
         else:
             self.generation_job = None
             self.generation = GenerationStatus.IDLE
@@ -242,11 +289,14 @@ class TextState(ModelState):
         self._recent.clear()
         self.set_output(writing.begin(event))
 
-    def _append(self, event: Token) -> None:
+    def _streams(self) -> None:
         if self.generation is not GenerationStatus.STREAMING:
             self.generation = GenerationStatus.STREAMING
             self.phase_started = self.clock()
             self.prefill = None
+
+    def _append(self, event: Token) -> None:
+        self._streams()
         writing.append(self.output, event)
         self._sample(event.timings.new_tokens, event.timings.total_s)
 
@@ -269,8 +319,24 @@ class TextState(ModelState):
 
     # Requests
 
-    def _request(self, config: GenerationConfig) -> None:
-        request = Generate(self.prompt, config, self.output.node)
+    def _from_prompt(self, config: GenerationConfig) -> Generate:
+        return Generate(self.prompt, config, self.output.node)
+
+    def _go_on(self, kept: branching.Kept, config: GenerationConfig) -> None:
+        """Write on from tokens of the text shown; the text itself stays in the history."""
+        output = self.output
+        self._request(
+            Generate(
+                output.prompt,
+                config.replace(num_return_sequences=1),
+                output.node,
+                output.sequence,
+                kept.token_ids,
+                kept.records,
+            )
+        )
+
+    def _request(self, request: Generate) -> None:
         if self.load is not None:
             self._abandon_generation()
             self._queued = request

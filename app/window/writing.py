@@ -6,7 +6,7 @@ Shared by the output view and by the lanes of several texts side by side.
 from __future__ import annotations
 
 from app.window.records import Output
-from engine.events import Finished, Started, Token
+from engine.events import Beams, Finished, Reread, Started, Token
 
 
 def begin(event: Started) -> Output:
@@ -17,7 +17,9 @@ def begin(event: Started) -> Output:
         model=event.model,
         model_name=event.model.name,
         precision=event.model.precision,
+        prompt_tokens=event.prompt_tokens,
         dropped_tokens=event.dropped_tokens,
+        sequence=event.sequence,
         job=event.job_id,
     )
 
@@ -28,15 +30,32 @@ def append(output: Output, event: Token) -> None:
     output.text += event.text
     output.spans.append((start, len(output.text)))
     output.token_ids.append(event.token_id)
+    output.records.append(event.record)
     output.timings = event.timings
+
+
+def preview(output: Output, event: Beams) -> None:
+    """The best of the beams so far, which may still be dropped."""
+    output.text = event.texts[0] if event.texts else ""
+    output.timings = event.timings
+
+
+def reread(output: Output, event: Reread) -> None:
+    """The model sees less of the text from here on."""
+    output.reread = (event.kept, event.begin)
 
 
 def end(output: Output, event: Finished) -> bool:
     """The text is complete; False where it does not go on from what has streamed."""
     goes_on = event.text.startswith(output.text)
+    size = len(event.text)
     output.text = event.text  # includes what the stream decoder had held back
-    if output.spans:
-        output.spans[-1] = (output.spans[-1][0], len(event.text))
+    if len(output.spans) != len(event.token_ids):  # beam search: the tokens were not streamed
+        output.spans, output.records = [], []
+    elif output.spans:
+        # A stop string is cut off again, with its tokens' part of the text.
+        output.spans = [(min(start, size), min(end, size)) for start, end in output.spans]
+        output.spans[-1] = (output.spans[-1][0], size)
     output.token_ids = list(event.token_ids)
     output.timings = event.timings
     output.reason = event.reason

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine.config import GenerationConfig, LoadConfig
 from engine.events import TERMINAL, Event, ModelInfo
+from engine.step_record import StepRecord
 
 
 @dataclass
@@ -16,6 +18,9 @@ class FakeJob:
     cancelled: bool = False
     done: bool = False
     events: list[Event] = field(default_factory=list)
+    sequence: int = 0
+    written: tuple[int, ...] = ()
+    written_records: tuple[StepRecord | None, ...] = ()
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -47,9 +52,19 @@ class FakeWorker:
         return self._job("download", name)
 
     def generate(
-        self, prompt: str, config: GenerationConfig, *, parent: int | None = None
+        self,
+        prompt: str,
+        config: GenerationConfig,
+        *,
+        parent: int | None = None,
+        sequence: int = 0,
+        written: Sequence[int] = (),
+        written_records: Sequence[StepRecord | None] = (),
     ) -> FakeJob:
-        return self._job("generate", prompt, config, parent)
+        job = self._job("generate", prompt, config, parent)
+        job.sequence = sequence
+        job.written, job.written_records = tuple(written), tuple(written_records)
+        return job
 
     def generate_many(
         self, prompt: str, config: GenerationConfig, *, parent: int | None = None
@@ -64,6 +79,9 @@ class FakeWorker:
 
     def count_tokens(self, text: str) -> int | None:
         return len(text.split())
+
+    def token_bytes(self, token_ids: Sequence[int]) -> list[bytes] | None:
+        return [f" t{token_id}".encode() for token_id in token_ids]
 
 
 class FakeRecorder:
