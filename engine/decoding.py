@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 
 from engine.backends.base import Backend, Logits
 from engine.config import GenerationConfig
@@ -45,16 +46,20 @@ def many_steps(
     failed; see Writing.fail. Caches may hold more than the texts: `prepare` before the next pass.
     """
     run = backend.start_decoding([g.request() for g in generations])
+    polled = [0] * len(generations)
     try:
         started(run)
         over = False
         while not over:
             over = run.done  # asked before polling, so that the last tokens are polled too
-            for generation, tokens in zip(generations, run.poll(POLL_S), strict=True):
-                for token_id in tokens:
+            for i, tokens in enumerate(run.poll(POLL_S)):
+                generation, first = generations[i], polled[i]
+                polled[i] += len(tokens)
+                records = run.records(i, first, polled[i])
+                for token_id, record in zip_longest(tokens, records):
                     if generation.done:  # by what the backend knows nothing of
                         break
-                    yield generation, generation.accept_token(token_id)
+                    yield generation, generation.accept_token(token_id, record)
             if interrupted() or any(g.done or g.reading for g in generations):
                 run.stop()
     finally:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from engine.config import GenerationConfig
+from engine.step_record import StepRecord
 
 FAST_RULES = frozenset({"temperature", "top_k", "top_p"})  # names of the rules that it knows
 
@@ -36,6 +37,12 @@ class Decoding(Protocol):
 
         Waits up to `timeout` seconds for all sequences to end, so a caller that shows tokens
         as they come polls with a few milliseconds.
+        """
+
+    def records(self, request: int, first: int, last: int) -> list[StepRecord]:
+        """How the tokens `first` to `last` - 1 of those polled for a request were chosen.
+
+        Counted from the run's beginning. Empty where the request's config.logprobs is 0.
         """
 
     @property

@@ -53,15 +53,9 @@ def seconds_a_token(backend: NativeBackend, config: GenerationConfig, tokens: in
         backend.close(slot)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="gpt2")
-    parser.add_argument("--precision", default="int8")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--new-tokens", type=int, default=96)
-    chosen = parser.parse_args()
-    entry = catalog.find(chosen.model)
+def load_model(model: str, precision: str, threads: int) -> tuple[str, NativeBackend]:
+    """The model's name, and it in memory: the embedded one, or random weights of the shape."""
+    entry = catalog.find(model)
     embedded = entry.source == "embedded"
     folder = (
         catalog.require_local(entry.name)
@@ -71,22 +65,34 @@ def main() -> int:
     backend = load(
         folder,
         name=entry.name,
-        precision=chosen.precision,
-        threads=chosen.threads,
+        precision=precision,
+        threads=threads,
         progress=lambda stage, fraction: None,
     )
-    times: dict[str, list[float]] = {name: [] for name in SETTINGS}
+    return entry.name, backend
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="gpt2")
+    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--new-tokens", type=int, default=96)
+    chosen = parser.parse_args()
+    name, backend = load_model(chosen.model, chosen.precision, chosen.threads)
+    times: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
     for _ in range(chosen.runs):
-        for name, config in SETTINGS.items():
-            times[name].append(seconds_a_token(backend, config, chosen.new_tokens))
+        for setting, config in SETTINGS.items():
+            times[setting].append(seconds_a_token(backend, config, chosen.new_tokens))
     backend.shutdown()
     costs = {}
-    for name, found in times.items():
+    for setting, found in times.items():
         ratios = [a / b for a, b in zip(found, times["greedy"], strict=True)]
-        costs[name] = statistics.median(ratios) - 1
+        costs[setting] = statistics.median(ratios) - 1
         step = statistics.median(found) * 1e6
-        print(f"{name:22} {step:8.0f} us a token  {costs[name]:+6.1%} of a greedy step")
-    record = {"model": entry.name, "precision": chosen.precision, "threads": chosen.threads}
+        print(f"{setting:22} {step:8.0f} us a token  {costs[setting]:+6.1%} of a greedy step")
+    record = {"model": name, "precision": chosen.precision, "threads": chosen.threads}
     print(json.dumps({**record, "costs": costs, "environment": environment()}))
     return 0
 

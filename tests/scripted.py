@@ -12,6 +12,7 @@ import numpy as np
 from engine.events import ModelInfo
 from engine.fast_path import DecodeRequest
 from engine.sampling import Sampler
+from engine.step_record import StepRecord
 
 VOCABULARY = 300
 
@@ -107,6 +108,7 @@ class ScriptedDecoding:
         self._samplers = [Sampler(r.config, r.sequence) for r in self.requests]
         self.reasons: list[str | None] = [None] * len(self.requests)
         self._stopped = self.closed = False
+        self._records: list[list[StepRecord]] = [[] for _ in self.requests]
 
     @property
     def done(self) -> bool:
@@ -120,12 +122,17 @@ class ScriptedDecoding:
                     self._step(i, request, fresh[i])
         return fresh
 
+    def records(self, request: int, first: int, last: int) -> list[StepRecord]:
+        return self._records[request][first:last]
+
     def _step(self, i: int, request: DecodeRequest, fresh: list[int]) -> None:
         (logits,) = self.backend.extend([request.slot], [[self._last[i]]])
         if not np.isfinite(logits).all():
             self.reasons[i] = "failed"
             return
-        self._last[i] = self._samplers[i](logits, self._index[i])
+        self._last[i], record = self._samplers[i].choose(logits, self._index[i])
+        if record is not None:
+            self._records[i].append(record)
         fresh.append(self._last[i])
         self._index[i] += 1
         self._left[i] -= 1

@@ -48,7 +48,7 @@ def hold(worker: Worker, tokenizer: Tokenizer) -> Hold:
 def plain(events: list[Any]) -> list[Any]:
     """What an event says, times aside."""
     return [
-        (type(e), e.index, e.token_id, e.text)
+        (type(e), e.index, e.token_id, e.text, e.record)
         if isinstance(e, Token)
         else (type(e), e.reason, e.text, e.token_ids)
         if isinstance(e, Finished)
@@ -59,14 +59,15 @@ def plain(events: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("per_poll", [1, 3, 100])
 @pytest.mark.parametrize("prompt", ["a", "z" * 300, "z" * 58])
-@pytest.mark.parametrize("decoding", ["greedy", "sampling"])
+@pytest.mark.parametrize("decoding, logprobs", [("greedy", 0), ("sampling", 0), ("sampling", 2)])
 def test_the_events_are_those_of_single_steps(
-    tokenizer: Tokenizer, per_poll: int, prompt: str, decoding: str
+    tokenizer: Tokenizer, per_poll: int, prompt: str, decoding: str, logprobs: int
 ) -> None:
-    config = CONFIG.replace(decoding=decoding)
+    config = CONFIG.replace(decoding=decoding, logprobs=logprobs)
     slow = list(generate(ScriptedBackend(), tokenizer, prompt, config))
     backend = FastScriptedBackend(per_poll=per_poll)
     assert plain(list(generate(backend, tokenizer, prompt, config))) == plain(slow)
+    assert all((e.record is not None) == (logprobs > 0) for e in slow if isinstance(e, Token))
     assert all(run.closed for run in backend.runs) and backend.runs
 
 

@@ -13,6 +13,7 @@ from numba import from_dtype
 
 from engine.native.forward import forward
 from engine.native.jit import helper, njit
+from engine.native.record import write_step
 from engine.native.sample import SEQUENCE, UNUSABLE, choose
 from engine.native.simd import atomic_load, atomic_store, read_i64, write_i64
 from engine.native.team import barrier
@@ -120,6 +121,8 @@ def run(
                 s = sequences[read_i64(c.active + 8 * row)]
                 logits = p.logits + row * p.logits_stride
                 s.token = choose(logits, c.vocab, s, c.weights + thread * c.weights_bytes)
+                if s.steps != 0 and s.token != UNUSABLE:
+                    write_step(logits, c.vocab, s)
             barrier(p.barrier, p.threads)
             if thread == 0:
                 _advance(p, c, sequences)

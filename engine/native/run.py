@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from engine.errors import BackendError
 from engine.fast_path import DecodeRequest
-from engine.native import decode, jit, sample
+from engine.native import decode, jit, record, sample
 from engine.native.forward import LINEARS_TYPE, MODEL_TYPE, PASS_TYPE
 from engine.native.kernels import Kernel, KernelType
 from engine.native.memory import aligned
 from engine.native.model import MAX_ROWS, Cache, Model, Workspace
 from engine.native.team import Call, Team
+from engine.step_record import StepRecord
 
 MAX_SEQUENCES = MAX_ROWS  # decoded at once
 _REASONS = {
@@ -115,14 +116,16 @@ class NativeDecoding:
         self._seen = [0] * len(requests)
         self._sequences = np.zeros(len(requests), sample.SEQUENCE)
         self._tokens = []
-        for request, cache, record in zip(requests, caches, self._sequences, strict=True):
-            self._tokens.append(self._fill(record, request, cache))
+        self._steps: list[record.Steps | None] = []
+        for request, cache, sequence in zip(requests, caches, self._sequences, strict=True):
+            self._tokens.append(self._fill(sequence, request, cache))
+            self._steps.append(self._keep_steps(sequence, request, len(self._tokens[-1])))
         self._control = self._make_control(len(requests))
         self._open = True
         runner.decoding = self
         self._call: Call = runner.team.start(self._run)
 
-    def _fill(self, record: Any, request: DecodeRequest, cache: Cache) -> NDArray[np.int64]:
+    def _fill(self, sequence: Any, request: DecodeRequest, cache: Cache) -> NDArray[np.int64]:
         config = request.config.resolved()
         context = self._runner.model.config.context
         room = min(request.max_tokens, context - cache.length)
@@ -148,8 +151,16 @@ class NativeDecoding:
             "out": out.ctypes.data,
         }
         for name, value in values.items():
-            record[name] = value
+            sequence[name] = value
         return out
+
+    def _keep_steps(self, sequence: Any, request: DecodeRequest, room: int) -> record.Steps | None:
+        if not request.config.logprobs:
+            return None
+        steps = record.Steps(request.config, self._runner.model.config.vocab_size, room)
+        sequence["steps"], sequence["step_bytes"] = steps.rows.ctypes.data, steps.rows.strides[0]
+        sequence["alternatives"] = steps.alternatives
+        return steps
 
     def _make_control(self, count: int) -> NDArray[Any]:
         runner = self._runner
@@ -183,6 +194,10 @@ class NativeDecoding:
             fresh.append(tokens[self._seen[i] : published].tolist())
             self._seen[i] = published
         return fresh
+
+    def records(self, request: int, first: int, last: int) -> list[StepRecord]:
+        steps = self._steps[request]
+        return [] if steps is None else steps.told(self._tokens[request], first, last)
 
     @property
     def done(self) -> bool:

@@ -65,6 +65,18 @@ SEQUENCE = np.dtype(
         ("out", _INT),  # address of int64 [room]: tokens as they come
         ("published", _INT),  # how many are there; written last
         ("status", _INT),  # RUNNING and so on
+        # What `choose` decided, for engine.native.record. Greedy: the largest logit alone.
+        ("highest", np.float64),  # the largest logit
+        ("top_k_bound", np.float64),  # the logit from which top-k keeps tokens
+        ("top_k_left", _INT),  # how many those are
+        ("top_p_bound", np.float64),  # the lowest logit that top-p keeps
+        ("top_p_first", _INT),  # the lowest id that it keeps among those of that logit
+        ("top_p_ties", _INT),  # how many of that logit it does not keep
+        ("top_p_left", _INT),  # how many tokens it keeps
+        ("kept_weight", np.float64),  # sum of exp((l - highest) / temperature) over those
+        ("steps", _INT),  # address of the rows of engine.native.record, or 0
+        ("step_bytes", _INT),  # of a row
+        ("alternatives", _INT),  # in a row
     ]
 )
 
@@ -192,17 +204,26 @@ def _kth_largest(logits: int, span: int, k: int, lowest: float, highest: float, 
 
 
 @helper
+def _note_nucleus(s: Any, logits: int, first: int, ties: int, left: int) -> None:
+    """What top-p kept: `first` is the last token in, `ties` are out with the same logit."""
+    s.top_p_bound = read_f32(logits + 4 * first)
+    s.top_p_first = first
+    s.top_p_ties = ties
+    s.top_p_left = left
+
+
+@helper
 def _keep_nucleus(
-    logits: int, weights: int, span: int, p: float, lowest: float, highest: float, ids: int
+    logits: int, weights: int, span: int, s: Any, lowest: float, highest: float, ids: int
 ) -> Any:
-    """Find the smallest set of tokens whose probabilities reach p.
+    """Find the smallest set of tokens whose probabilities reach top_p.
 
     A token is in it while those before it, by falling weight and then by falling id, sum to less
-    than p; the first one always is. Returns the logit from which tokens are in it; those of at
-    least that logit that are not get a weight of 0.
+    than top_p; the first one always is. Returns a logit below which no token is in it; those of
+    at least that logit that are not get a weight of 0.
     """
     whole, undecided = _mass(logits, weights, span, lowest)
-    target = p * whole
+    target = s.top_p * whole
     low, high = order_key(lowest), order_key(highest) + 1
     # All tokens at or above `high` stay and weigh `mass`; all below `low` go.
     mass, above = 0.0, 0
@@ -218,32 +239,43 @@ def _keep_nucleus(
             undecided -= count - above
             high, mass, above = middle, heavier, count
     keys = ids + 8 * CANDIDATES
+    first, ties = 0, 0
     if undecided <= UNDECIDED:
         found = _gather(logits, span, from_order_key(low), high, ids)
         for i in range(found):
             write_f64(keys + 8 * i, read_f64(weights + 8 * read_i64(ids + 8 * i)))
         _sort(ids, keys, found)
+        lightest = 0.0
         for i in range(found - 1, -1, -1):
-            if mass >= target and (above > 0 or i < found - 1):
-                write_f64(weights + 8 * read_i64(ids + 8 * i), 0.0)
-            mass += read_f64(keys + 8 * i)
+            weight, token = read_f64(keys + 8 * i), read_i64(ids + 8 * i)
+            if mass >= target and above > 0:
+                write_f64(weights + 8 * token, 0.0)
+                ties += weight == lightest
+            else:
+                above += 1
+                lightest, first = weight, token
+            mass += weight
     else:  # very many tokens with one and the same logit
         for i in range(span - 1, -1, -1):
             if order_key(read_f32(logits + 4 * i)) == low:
+                weight = read_f64(weights + 8 * i)
                 if mass >= target and above > 0:
                     write_f64(weights + 8 * i, 0.0)
-                mass += read_f64(weights + 8 * i)
-                above += 1
+                    ties += 1
+                else:
+                    above += 1
+                    first = i
+                mass += weight
+    _note_nucleus(s, logits, first, ties, above)
     return from_order_key(low)
 
 
 @helper
-def _draw(logits: int, weights: int, span: int, bound: float, u: float) -> int:
-    """The first token, by id, where the running sum of weights exceeds u times their total.
+def _draw(logits: int, weights: int, span: int, bound: float, target: float) -> int:
+    """The first token, by id, where the running sum of weights exceeds `target`.
 
     Tokens with a logit below `bound` do not count.
     """
-    target = u * _mass(logits, weights, span, bound)[0]
     running = 0.0
     last = 0
     for i in range(0, span, LANES):
@@ -290,13 +322,17 @@ def _draw_candidates(
                 lightest = read_f64(sorted_keys + 8 * i)
                 first_id = read_i64(sorted_ids + 8 * i)
                 break
-    kept = 0.0
+    kept, left, ties = 0.0, 0, 0
     for i in range(count):
         weight = read_f64(keys + 8 * i)
         if weight < lightest or (weight == lightest and read_i64(ids + 8 * i) < first_id):
             write_f64(keys + 8 * i, 0.0)
+            ties += weight == lightest
         else:
             kept += weight
+            left += 1
+    s.kept_weight = kept
+    _note_nucleus(s, logits, first_id, ties, left)
     running = 0.0
     last = 0
     for i in range(count):
@@ -325,6 +361,7 @@ def choose(logits: int, vocab: int, s: Any, scratch: int) -> Any:
     highest = max_lanes(largest)
     if unusable or not np.isfinite(highest):
         return UNUSABLE
+    s.highest = highest
     if s.greedy != 0:
         i = 0
         while mask_at_least(logits + 4 * i, highest) == 0:
@@ -342,10 +379,12 @@ def choose(logits: int, vocab: int, s: Any, scratch: int) -> Any:
     top = float(highest) / s.temperature
     u = _uniform(s.seed, s.sequence, s.index)
     count = _count(logits, span, bound)
+    s.top_k_bound, s.top_k_left = bound, count
     if count <= CANDIDATES:
         return _draw_candidates(logits, span, bound, count, s, top, u, ids)
     for i in range(0, span, LANES):
         exp_weights(logits + 4 * i, scratch + 8 * i, s.temperature, top, bound)
     if s.top_p < 1.0:
-        bound = _keep_nucleus(logits, scratch, span, s.top_p, bound, highest, ids)
-    return _draw(logits, scratch, span, bound, u)
+        bound = _keep_nucleus(logits, scratch, span, s, bound, highest, ids)
+    s.kept_weight = _mass(logits, scratch, span, bound)[0]
+    return _draw(logits, scratch, span, bound, u * s.kept_weight)

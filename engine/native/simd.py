@@ -492,6 +492,40 @@ def add_at_least(
     return builder.fadd(total, w)
 
 
+@_define(f64x16, (intp, f64))
+def below(builder: Builder, logits: Value, top: Value) -> Value:
+    """l - top of 16 float32 logits as float64, and -708 where that is less: its exp is nothing."""
+    v = builder.fpext(load(builder, logits, V_F32, 4), V_F64)
+    v = builder.fsub(v, broadcast(builder, top))
+    least = constant(V_F64, -708.0)
+    return _select_less(builder, v, least, least, v)
+
+
+@_define(f64x16, (f64x16,))
+def exp_f64(builder: Builder, v: Value) -> Value:
+    """exp of each lane; see emit_exp."""
+    return emit_exp(builder, v)
+
+
+@_define(f64x16, (f64x16, f64x16, f64x16))
+def fma_f64(builder: Builder, a: Value, b: Value, c: Value) -> Value:
+    """a * b + c, fused where the CPU can."""
+    return muladd(builder, a, b, c)
+
+
+@_define(f64x16, (f64x16, f64x16))
+def add_f64(builder: Builder, a: Value, b: Value) -> Value:
+    """a + b"""
+    return builder.fadd(a, b)
+
+
+@_define(f64x16, (f64x16, intp, f32))
+def where_at_least(builder: Builder, v: Value, logits: Value, bound: Value) -> Value:
+    """v where that of 16 float32 logits is at least `bound`, elsewhere 0."""
+    kept = builder.fcmp_ordered(">=", load(builder, logits, V_F32, 4), broadcast(builder, bound))
+    return builder.select(kept, v, constant(V_F64, 0.0))
+
+
 @_define(i64, (i64,))
 def count_ones(builder: Builder, bits: Value) -> Value:
     """Number of set bits."""
