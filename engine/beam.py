@@ -11,23 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.base import Logits
 from engine.config import GenerationConfig
-from engine.rules import Candidates
+from engine.rules import Candidates, Rule, run_rules
 from engine.sampling import unusable_logits
 
 Floats = NDArray[np.float64]
-
-
-class Rule(Protocol):
-    """Changes or removes candidates for the token after `tokens`, (n,) int64."""
-
-    def apply(self, candidates: Candidates, tokens: NDArray[np.int64]) -> Candidates: ...
+Tokens = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class BeamResult:
 
 @dataclass(frozen=True)
 class _Text:
-    tokens: NDArray[np.int64]  # prompt and new ones
+    tokens: Tokens  # prompt and new ones
     score: float  # sum of the log-probabilities of the new ones, after the rules
 
 
@@ -71,7 +65,7 @@ class BeamSearch:
         end_of_text: int | None,
         max_new_tokens: int,
         vocab_size: int,
-        stops: Callable[[list[int]], bool] | None = None,
+        stops: Callable[[Tokens], bool] | None = None,
     ) -> None:
         """`stops` says of the new tokens of a text whether they end it.
 
@@ -101,7 +95,12 @@ class BeamSearch:
     @property
     def running(self) -> list[tuple[list[int], float]]:
         """New tokens and score of the texts under way, the best first."""
-        return [(self._new(text), self._normalised(text.score)) for text in self._running]
+        return [(self._new(text).tolist(), self._normalised(text.score)) for text in self._running]
+
+    @property
+    def texts(self) -> list[Tokens]:
+        """Prompt and new tokens of the texts under way, in the order of `running`."""
+        return [text.tokens for text in self._running]
 
     def results(self, count: int) -> list[BeamResult]:
         """The best texts that ended, the best first.
@@ -117,7 +116,8 @@ class BeamSearch:
         Raises BackendError where logits are NaN or the rules leave nothing at all.
         """
         parents, tokens, scores = self._continuations(logits)
-        if not len(parents) and not self._finished:
+        if not len(parents) and not self._finished:  # say which rules left nothing
+            run_rules(self._rules, self._possible(logits[0]), self._running[0].tokens)
             raise unusable_logits()
         self._length += 1
         chosen: list[int] = []
@@ -143,7 +143,7 @@ class BeamSearch:
             self._keep([self._result(text, reason) for text in self._running])
         self._running, self._ended = [], True
 
-    def _continuations(self, logits: Logits) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    def _continuations(self, logits: Logits) -> tuple[Tokens, Tokens, Floats]:
         """The best 2 * num_beams, the best first: their rows, tokens and scores."""
         count = 2 * self._beams
         rows, ids, scores = [], [], []
@@ -159,9 +159,7 @@ class BeamSearch:
 
     def _allowed(self, text: _Text, logits: Logits) -> Candidates:
         """Tokens that may follow a text, with their log-probabilities after the rules."""
-        if not np.isfinite(logits.max()):
-            raise unusable_logits()
-        candidates = Candidates(self._vocabulary, logits.astype(np.float64))
+        candidates = self._possible(logits)
         if not self._greedy:
             candidates = _log_softmax(candidates)
         for rule in self._rules:
@@ -169,8 +167,14 @@ class BeamSearch:
         candidates = candidates.keep(np.isfinite(candidates.logits))
         return _log_softmax(candidates) if self._greedy and len(candidates.ids) else candidates
 
+    def _possible(self, logits: Logits) -> Candidates:
+        """All tokens, with the model's own logits; BackendError where these cannot be used."""
+        if not np.isfinite(logits.max()):  # NaN as soon as there is one
+            raise unusable_logits()
+        return Candidates(self._vocabulary, logits.astype(np.float64))
+
     @staticmethod
-    def _best(scores: Floats, count: int) -> NDArray[np.int64]:
+    def _best(scores: Floats, count: int) -> Tokens:
         """Indices of the `count` highest, the best first; of equal ones the first."""
         if count < len(scores):
             among = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
@@ -208,14 +212,14 @@ class BeamSearch:
     def _exceeds(hope: float, worst: float) -> bool:
         return hope > worst
 
-    def _new(self, text: _Text) -> list[int]:
-        return [int(token) for token in text.tokens[self._prompt_length :]]
+    def _new(self, text: _Text) -> Tokens:
+        return text.tokens[self._prompt_length :]
 
     def _normalised(self, score: float) -> float:
         return float(score / max(self._length, 1) ** self._length_penalty)
 
     def _result(self, text: _Text, reason: str) -> BeamResult:
-        return BeamResult(tuple(self._new(text)), self._normalised(text.score), reason)
+        return BeamResult(tuple(self._new(text).tolist()), self._normalised(text.score), reason)
 
 
 def _log_softmax(candidates: Candidates) -> Candidates:

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
 
-from engine.beam import BeamResult, BeamSearch, Candidates
+from engine.beam import BeamResult, BeamSearch
 from engine.config import GenerationConfig
 from engine.errors import BackendError
+from engine.rules import Rule
 
 PROMPT = [1, 2]
 Model = Callable[[list[int]], NDArray[np.float32]]
@@ -108,36 +109,29 @@ def test_scores_are_log_probabilities_over_the_length(length_penalty: float) -> 
     assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
 
 
-class _Ban:
-    def __init__(self, *tokens: int) -> None:
-        self.tokens = tokens
-
-    def apply(self, candidates: Candidates, tokens: NDArray[np.int64]) -> Candidates:
-        return candidates.keep(~np.isin(candidates.ids, self.tokens))
+def ban(*banned: int) -> Rule:
+    return Rule("ban", lambda candidates, tokens: candidates.without(np.array(banned)))
 
 
-class _NoRepeat:
-    """No token comes twice; so it must be given the text that a row belongs to."""
-
-    def apply(self, candidates: Candidates, tokens: NDArray[np.int64]) -> Candidates:
-        return candidates.keep(~np.isin(candidates.ids, tokens))
+# So it must be given the text that a row belongs to.
+NO_TOKEN_TWICE = Rule("no_token_twice", lambda candidates, tokens: candidates.without(tokens))
 
 
 def test_rules_see_the_text_of_their_row() -> None:
-    found = run(table(12), 12, 4, rules=[_NoRepeat()], num_beams=4, max_new_tokens=6)
+    found = run(table(12), 12, 4, rules=[NO_TOKEN_TWICE], num_beams=4, max_new_tokens=6)
     for result in found:
         tokens = [*PROMPT, *result.token_ids]
         assert len(set(tokens)) == len(tokens) == 8
 
 
 def test_fewer_possible_texts_than_beams_are_all_returned_once() -> None:
-    found = run(table(6), 6, 5, rules=[_Ban(0, 1, 2, 3)], num_beams=5, max_new_tokens=2)
+    found = run(table(6), 6, 5, rules=[ban(0, 1, 2, 3)], num_beams=5, max_new_tokens=2)
     assert sorted(r.token_ids for r in found) == [(4, 4), (4, 5), (5, 4), (5, 5)]
 
 
 def test_texts_that_nothing_may_follow_are_dropped() -> None:
     """Eight tokens, none twice, two of them in the prompt: after six nothing is left."""
-    beams = search(table(8), 8, rules=[_NoRepeat()], num_beams=3, end=0, max_new_tokens=20)
+    beams = search(table(8), 8, rules=[NO_TOKEN_TWICE], num_beams=3, end=0, max_new_tokens=20)
     texts = [list(PROMPT)]
     while not beams.done:
         step = beams.advance(np.stack([table(8)(text) for text in texts]))
@@ -152,8 +146,8 @@ def test_unusable_logits_are_an_error() -> None:
         row[0, 3] = bad
         with pytest.raises(BackendError, match="no usable probabilities"):
             search(table(6), 6, num_beams=2).advance(row)
-    with pytest.raises(BackendError):
-        search(table(6), 6, rules=[_Ban(*range(6))], num_beams=2).advance(
+    with pytest.raises(BackendError, match="ban removed all 6"):
+        search(table(6), 6, rules=[ban(*range(6))], num_beams=2).advance(
             np.zeros((1, 6), np.float32)
         )
 
@@ -197,8 +191,8 @@ def test_texts_that_a_stop_ends_equal_transformers(early_stopping: str, beams: i
         with torch.inference_mode():
             return model(torch.tensor([tokens])).logits[0, -1].numpy()
 
-    def stops(new: list[int]) -> bool:
-        return (new[-1] + [*PROMPT, *new][-2]) % 5 == 0
+    def stops(new: NDArray[np.int64]) -> bool:
+        return bool((new[-1] + [*PROMPT, *new][-2]) % 5 == 0)
 
     theirs = model.generate(
         torch.tensor([PROMPT]),
