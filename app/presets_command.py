@@ -39,7 +39,7 @@ def presets_command(as_json: bool = False) -> int:
     for heading in ("Preset", "What it is for", "Sets"):
         table.add_column(heading, overflow="fold")
     for preset in known:
-        table.add_row(Text(preset.name), Text(preset.description), Text(in_words(preset)))
+        table.add_row(Text(preset.name), Text(preset.description), Text(preset.summary))
     console = Console(highlight=False)
     console.print(table)
     console.print(
@@ -48,23 +48,6 @@ def presets_command(as_json: bool = False) -> int:
         style="dim",
     )
     return 0
-
-
-def in_words(preset: Preset) -> str:
-    """What it sets beyond the defaults: `decoding beam, num_beams 5`."""
-    default = GenerationConfig()
-    shown = {
-        name: value
-        for name, value in preset.values.items()
-        if preset.built_in or value != getattr(default, name)
-    }
-    return ", ".join(f"{n} {_shown(v)}" for n, v in shown.items()) or "the defaults"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(json.dumps(text, ensure_ascii=False) for text in value)
-    return "auto" if value is None else str(value)
 
 
 def _as_dict(preset: Preset) -> dict[str, Any]:

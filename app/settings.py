@@ -60,15 +60,23 @@ class Settings(Options):
     left_width: int = option(
         320, "Left column", "Its width at 100% zoom.", minimum=160, maximum=2000
     )
+    preset: str | None = option(
+        None, "Preset", "The preset of decoding options that was chosen last; `auto` is none."
+    )
     load: LoadConfig = field(default_factory=LoadConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    before_preset: GenerationConfig = field(default_factory=GenerationConfig)  # to go back to
 
     def as_dict(self) -> dict[str, Any]:
         """Name to value, JSON-ready, the two nested groups included."""
         return super().as_dict() | {name: getattr(self, name).as_dict() for name in _GROUPS}
 
 
-_GROUPS: dict[str, type[Options]] = {"load": LoadConfig, "generation": GenerationConfig}
+_GROUPS: dict[str, type[Options]] = {
+    "load": LoadConfig,
+    "generation": GenerationConfig,
+    "before_preset": GenerationConfig,
+}
 
 
 def settings_path() -> Path:

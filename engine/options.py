@@ -21,6 +21,11 @@ _ESCAPED = {"n": "\n", "t": "\t", "\\": "\\"}
 _ESCAPE = re.compile(r"\\([nt\\])")
 
 
+def escaped(text: str) -> str:
+    """`text` as `Option.parse` takes it for a list: line ends, tabs and backslashes escaped."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+
+
 @dataclass(frozen=True)
 class Option:
     """One declared option. `minimum` and `maximum` are inclusive; None means unbounded."""

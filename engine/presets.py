@@ -22,6 +22,7 @@ from engine import paths
 from engine.atomic import set_aside, write_json
 from engine.config import GenerationConfig
 from engine.errors import ConfigError, StorageError
+from engine.options import escaped
 
 VERSION = 1
 MAX_NAME = 40
@@ -73,6 +74,17 @@ class Preset:
         declared = GenerationConfig.options()
         return {name: declared[name].default for name in STYLE} | dict(self.values)
 
+    @property
+    def summary(self) -> str:
+        """What it sets, in words: `decoding beam, num_beams 5`; of one's own what is no default."""
+        declared = GenerationConfig.options()
+        shown = [
+            f"{name} {_in_words(value)}"
+            for name, value in self.values.items()
+            if self.built_in or value != declared[name].default
+        ]
+        return ", ".join(shown) or "the defaults"
+
     def apply(self, config: GenerationConfig) -> GenerationConfig:
         """`config` with this preset; ConfigError if a value of it is out of range."""
         return config.replace(**self.sets)
@@ -100,6 +112,12 @@ class Preset:
             if declared[name].used_by(wanted.decoding)
             and getattr(is_now, name) != getattr(wanted, name)
         ]
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(f'"{escaped(text)}"' for text in value)
+    return "auto" if value is None else str(value)
 
 
 BUILT_IN = (

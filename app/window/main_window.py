@@ -19,12 +19,12 @@ from app.window import fonts, inputs, shortcuts, signals, widgets
 from app.window.background import Background
 from app.window.panels import (
     appearance,
-    decoding,
     help,
     performance,
     status_bar,
 )
 from app.window.panels.banners import BannerPanel
+from app.window.panels.decoding import DecodingPanel
 from app.window.panels.diagnostics import DiagnosticsDialog
 from app.window.panels.export_dialog import ExportDialog
 from app.window.panels.history import HistoryPanel
@@ -61,6 +61,7 @@ class MainWindow:
     def __init__(self, ui: Ui) -> None:
         self.ui = ui
         self._model = ModelPanel()
+        self._decoding = DecodingPanel()
         self._prompt = PromptPanel(ui)
         self._output = OutputPanel()
         self._history = HistoryPanel()
@@ -122,7 +123,7 @@ class MainWindow:
         ui = self.ui
         drawers: dict[str, Callable[[], None]] = {
             "Model": lambda: self._model.draw(ui),
-            "Decoding": lambda: decoding.draw(ui),
+            "Decoding": lambda: self._decoding.draw(ui),
             "Performance": lambda: performance.draw(ui),
             "Appearance": lambda: appearance.draw(ui),
         }

@@ -1,11 +1,14 @@
-"""Draws any option that `engine.config` declares: slider, drop-down, tick box or text field.
+"""Draws any option that `engine.config` declares: slider, drop-down, tick box, text field, list.
 
-Values that leave here are checked by the option itself, so a new option needs no code here.
+Values that leave here are checked by the option itself, so a new option needs no code here. What
+is refused says so, with the range, below the widget.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +16,14 @@ import imgui
 
 from app.window import fonts, inputs, theme, widgets
 from app.window.clipboard import clean_text
+from app.window.text_list import text_list
 from app.window.theme import px
 from engine.config import Option
 from engine.errors import ConfigError
+from engine.options import escaped
 
 AUTO = "auto"
+REFUSAL_S = 6.0  # how long a slider says why it did not take what was typed
 _LOG_RATIO = 150  # ranges wider than this many steps are drawn on a logarithmic scale
 
 
@@ -42,6 +48,7 @@ class _Typing:
 
 _fields: dict[str, _Field] = {}
 _typing: dict[str, _Typing] = {}
+_refusals: dict[str, tuple[str, float]] = {}  # the words, and time.monotonic() of their end
 
 
 def describe(option: Option) -> str:
@@ -51,8 +58,7 @@ def describe(option: Option) -> str:
         lines[-1] += f", or {AUTO}"
     if option.typical:
         lines.append(f"Typical: {option.typical}")
-    if option.default is not None:
-        lines.append(f"Default: {format_value(option, option.default)}")
+    lines.append(f"Default: {format_value(option, option.default) or 'empty'}")
     return "\n".join(lines)
 
 
@@ -67,13 +73,25 @@ def format_value(option: Option, value: Any) -> str:
         return f"{value:.{max(digits, 2)}f}"
     if option.kind is bool:
         return "on" if value else "off"
+    if option.kind is tuple:
+        return ", ".join(f'"{escaped(text)}"' for text in value) or "none"
     return str(value)
 
 
-def option_widget(option: Option, value: Any, key: str = "") -> tuple[bool, Any]:
+def option_widget(
+    option: Option,
+    value: Any,
+    key: str = "",
+    *,
+    auto: float | None = None,
+    word: str = "",
+    check: Callable[[str], object] = lambda text: None,
+) -> tuple[bool, Any]:
     """Draw `option` at the current item width; (changed, value), the value checked.
 
-    `key` tells two widgets for the same option apart.
+    `key` tells two widgets for the same option apart. `auto` is the number that None stands for
+    now, `word` what the value is like; `check` raises ConfigError for a text that a list may not
+    hold.
     """
     key = key or option.name
     with widgets.id(key):
@@ -81,9 +99,14 @@ def option_widget(option: Option, value: Any, key: str = "") -> tuple[bool, Any]
             return _choices(option, value)
         if option.kind is bool and not option.optional:
             return widgets.checkbox(option.label, bool(value), describe(option))
+        if option.kind is tuple:
+            return text_list(option, value, key, describe(option), check)
         ranged = option.minimum is not None and option.maximum is not None
-        if option.kind in (int, float) and ranged and not option.optional:
-            return _slider(option, value, key)
+        if option.kind in (int, float) and ranged:
+            if not option.optional:
+                return _slider(option, value, key, word)
+            if option.step and (auto is not None or value is not None):
+                return _auto_slider(option, value, key, auto)
         return _text(option, value, key)
 
 
@@ -153,30 +176,77 @@ def _rounded(value: float, unit: float) -> float:
     return round(value / size) * size
 
 
-def _slider(option: Option, value: Any, key: str) -> tuple[bool, Any]:
+def _slider(option: Option, value: Any, key: str, word: str) -> tuple[bool, Any]:
+    shown = format_value(option, value)
+    return _taken(option, value, key, _row(option, value, shown, key, word))
+
+
+def _auto_slider(option: Option, value: Any, key: str, auto: float | None) -> tuple[bool, Any]:
+    """A slider for a value that may be left to the program: then it shows what that comes to."""
+    left = value is None
+    number = auto if value is None else value
+    assert number is not None
+    shown = format_value(option, number)
+    row = _row(option, number, shown, key, AUTO, note_is_link=not left, faint=left)
+    return _taken(option, value, key, row)
+
+
+def _row(
+    option: Option, value: float, shown: str, key: str, note: str, **look: bool
+) -> tuple[bool, float | str]:
     assert option.minimum is not None and option.maximum is not None
     scale = Scale(option.minimum, option.maximum, option.step)
-    changed, raw = slider_row(
-        option.label, value, scale, format_value(option, value), describe(option), key=key
-    )
-    if not changed:
-        return False, value
-    try:
-        if isinstance(raw, str):
-            new = option.parse(raw.replace(",", "").strip())
-        else:
-            new = option.check(round(raw) if option.kind is int else round(raw, 6))
-    except ConfigError:
-        return False, value
-    return new != value, new
+    return slider_row(option.label, value, scale, shown, describe(option), key, note, **look)
+
+
+def _taken(option: Option, value: Any, key: str, row: tuple[bool, float | str]) -> tuple[bool, Any]:
+    """(changed, value) from what a slider returned; a value that is refused is explained."""
+    changed, raw = row
+    if changed or key in _typing:
+        _refusals.pop(key, None)
+    if changed:
+        try:
+            if isinstance(raw, str):
+                raw = raw.replace(",", "").strip()
+                new = option.parse(raw) if raw else value
+            else:
+                new = option.check(round(raw) if option.kind is int else round(raw, 6))
+            return new != value, new
+        except ConfigError as error:
+            _refusals[key] = (str(error), time.monotonic() + REFUSAL_S)
+    _say_refusal(key)
+    return False, value
+
+
+def _say_refusal(key: str) -> None:
+    if key not in _refusals:
+        return
+    words, until = _refusals[key]
+    rest = until - time.monotonic()
+    if rest <= 0:
+        del _refusals[key]
+        return
+    inputs.current().redraw_in(rest + 0.01)
+    widgets.small(words, "bad")
 
 
 def slider_row(
-    name: str, value: float, scale: Scale, shown: str, tip: str = "", *, key: str = ""
+    name: str,
+    value: float,
+    scale: Scale,
+    shown: str,
+    tip: str = "",
+    key: str = "",
+    note: str = "",
+    *,
+    note_is_link: bool = False,
+    faint: bool = False,
 ) -> tuple[bool, float | str]:
     """Name left, value right, slider below; Ctrl+click or a double click types a value.
 
-    Returns (changed, the new value: a number from the slider, text from typing).
+    A `note` stands before the value; as a link it is chosen by a click, as if it had been typed.
+    `faint` tells that the value is not the user's own. Returns (changed, the new value: a number
+    from the slider, text from typing).
     """
     key = key or name
     width = max(imgui.calculate_item_width(), px(64))
@@ -185,23 +255,37 @@ def slider_row(
         widgets.label(name, tip)
         if key in _typing:
             typed = _typed_value(key, width)
-        else:
-            _shown_value(key, shown, width)
-        moved = _track(key, scale, value, width, shown)
+        elif _shown_value(key, shown, width, note, note_is_link, faint):
+            typed = note
+        moved = _track(key, scale, value, width, shown, faint)
     if typed is not None:
         return True, typed
     return (True, moved) if moved is not None else (False, value)
 
 
-def _shown_value(key: str, shown: str, width: float) -> None:
+def _shown_value(
+    key: str, shown: str, width: float, note: str, note_is_link: bool, faint: bool
+) -> bool:
+    """The value and the note before it; returns whether the note was pressed."""
+    pressed = False
     with fonts.use("mono"):
-        size = imgui.calc_text_size(shown)
-        imgui.same_line(width - size.x)  # counted from the group's left edge
-        imgui.text(shown)
+        left = width - imgui.calc_text_size(shown).x  # counted from the group's left edge
+    if note:
+        with fonts.use("small"):
+            imgui.same_line(left - px(8) - imgui.calc_text_size(note).x)
+        if note_is_link:
+            pressed = widgets.link_button(note, "Leave it to the program again.")
+        else:
+            with fonts.use("small"):
+                imgui.text_colored(note, *theme.color("dim"))
+    with fonts.use("mono"):
+        imgui.same_line(left)
+        imgui.text_colored(shown, *theme.color("dim" if faint else "text"))
     if imgui.is_item_hovered():
         imgui.set_mouse_cursor(imgui.MOUSE_CURSOR_TEXT_INPUT)
         if imgui.is_mouse_double_clicked(0) or (imgui.is_mouse_clicked(0) and _ctrl()):
             _typing[key] = _Typing(shown.replace(",", ""))
+    return pressed
 
 
 def _typed_value(key: str, width: float) -> str | None:
@@ -231,7 +315,9 @@ def _ctrl() -> bool:
     return bool(imgui.get_io().key_ctrl)
 
 
-def _track(key: str, scale: Scale, value: float, width: float, shown: str) -> float | None:
+def _track(
+    key: str, scale: Scale, value: float, width: float, shown: str, faint: bool
+) -> float | None:
     x, y = imgui.get_cursor_screen_pos()
     height = px(16)
     imgui.invisible_button(f"##track:{key}", width, height)
@@ -256,12 +342,15 @@ def _track(key: str, scale: Scale, value: float, width: float, shown: str) -> fl
     draw.add_rect_filled(
         x, middle - half, x + width, middle + half, theme.u32("line", alpha), rounding
     )
+    strength = 0.35 if faint else 0.75
     draw.add_rect_filled(
-        x, middle - half, at, middle + half, theme.u32("accent", 0.75 * alpha), rounding
+        x, middle - half, at, middle + half, theme.u32("accent", strength * alpha), rounding
     )
     shade = "accent_hover" if hovered or active else "accent"
     draw.add_circle_filled(at, middle, knob, theme.u32("panel", alpha), 24)
     draw.add_circle_filled(at, middle, knob - px(1), theme.u32(shade, alpha), 24)
+    if faint:  # a ring
+        draw.add_circle_filled(at, middle, knob - px(3), theme.u32("panel", alpha), 24)
     return moved
 
 
@@ -288,7 +377,9 @@ def _text(option: Option, value: Any, key: str) -> tuple[bool, Any]:
     finally:
         if field.error:
             imgui.pop_style_color()
-    widgets.tooltip(field.error or describe(option))
+    widgets.tooltip(describe(option))
+    if field.error:
+        widgets.small(field.error, "bad")
     if not changed:
         return False, value
     field.text = clean_text(text)

@@ -159,6 +159,25 @@ def section(title: str, is_open: bool = True) -> bool:
     return is_open
 
 
+def subsection(title: str, is_open: bool, note: str = "", color: str = "accent") -> bool:
+    """As `section`, one level below: lighter, with room for a note at its right."""
+    with fonts.use("small"):
+        height = imgui.get_text_line_height() + px(8)
+        x, y = imgui.get_cursor_screen_pos()
+        width = max(imgui.get_content_region_available_width(), px(32))
+        if imgui.invisible_button(f"subsection:{title}", width, height):
+            is_open = not is_open
+        shade = "text" if imgui.is_item_hovered() or is_open else "dim"
+        draw = imgui.get_window_draw_list()
+        draw.add_text(x + px(16), y + px(4), _u32(shade), title)
+        if note:
+            left = x + width - imgui.calc_text_size(note).x
+            draw.add_text(left, y + px(4), _u32(color), note)
+    _hand()
+    _chevron(x + px(5), y + height / 2, px(3.5), is_open, shade)
+    return is_open
+
+
 def _chevron(x: float, y: float, size: float, down: bool, shade: str = "dim") -> None:
     draw = imgui.get_window_draw_list()
     thickness = max(1.5, px(1.5))
@@ -345,7 +364,7 @@ def banner(
         after = imgui.get_cursor_screen_pos()
         imgui.set_cursor_screen_pos((left + width - buttons - px(4), top + px(4)))
         with id(key):
-            dismissed = _cross_button("dismiss", buttons)
+            dismissed = cross_button("dismiss", buttons, "Dismiss")
         imgui.set_cursor_screen_pos(after)
         draw.channels_set_current(0)
         rounding = px(theme.ROUNDING)
@@ -358,7 +377,8 @@ def banner(
     return BannerResult(dismissed, wants_retry)
 
 
-def _cross_button(name: str, size: float) -> bool:
+def cross_button(name: str, size: float, tip: str) -> bool:
+    """A cross in a square: takes away what it stands beside."""
     x, y = imgui.get_cursor_screen_pos()
     pressed = bool(imgui.invisible_button(name, size, size))
     shade = _u32("text" if imgui.is_item_hovered() else "dim")
@@ -374,7 +394,7 @@ def _cross_button(name: str, size: float) -> bool:
             max(1.5, px(1.5)),
         )
     _hand()
-    tooltip("Dismiss")
+    tooltip(tip)
     return pressed
 
 

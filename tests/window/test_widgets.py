@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.window import clipboard, inputs, option_widget, tooltips, widgets
+from app.window import clipboard, inputs, option_widget, text_list, tooltips, widgets
 from app.window.option_widget import Scale, describe, format_value
 from app.window.option_widget import option_widget as draw_option
 from app.window.widgets import BannerResult
@@ -39,6 +39,8 @@ class Spot:
 def _fresh_fields() -> None:
     option_widget._fields.clear()
     option_widget._typing.clear()
+    option_widget._refusals.clear()
+    text_list._lists.clear()
     widgets._banner_details.clear()
     tooltips._Hover.key = ""
 
@@ -360,15 +362,15 @@ def test_a_banner_offers_details_a_copy_retry_and_dismissal(
     headless_imgui: HeadlessImgui,
 ) -> None:
     spots: dict[str, Spot] = {}
-    link, cross = widgets.link_button, widgets._cross_button
+    link, cross = widgets.link_button, widgets.cross_button
 
     def located_link(text: str, *args: Any, **kwargs: Any) -> bool:
         result = link(text, *args, **kwargs)
         spots.setdefault(text, Spot()).here()
         return result
 
-    def located_cross(name: str, size: float) -> bool:
-        result = cross(name, size)
+    def located_cross(name: str, size: float, tip: str) -> bool:
+        result = cross(name, size, tip)
         spots.setdefault(name, Spot()).here()
         return result
 
@@ -380,7 +382,7 @@ def test_a_banner_offers_details_a_copy_retry_and_dismissal(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(widgets, "link_button", located_link)
-        patch.setattr(widgets, "_cross_button", located_cross)
+        patch.setattr(widgets, "cross_button", located_cross)
         headless_imgui.frame(draw)
         headless_imgui.frame(draw)
         assert results("Try again") == {BannerResult(), BannerResult(retry=True)}

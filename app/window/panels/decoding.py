@@ -1,33 +1,104 @@
-"""The decoding options, drawn from their declarations, and the seed of the last text."""
+"""The decoding options, drawn from their declarations: a preset, the main ones, the sections."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
 
 import imgui
 
 from app.window import clipboard, widgets
 from app.window.option_widget import option_widget
+from app.window.panels.presets import PresetPanel
 from app.window.theme import px
 from app.window.ui import Ui
-from engine.config import GenerationConfig
+from engine.config import GenerationConfig, Option
+from engine.errors import ConfigError
+from engine.presets import temperature_band
+from engine.word_rules import biased_sequences
 
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "seed")
+# What some options have beyond their declaration.
+_WORDS: dict[str, Callable[[float], str]] = {"temperature": temperature_band}
+_CHECKS: dict[str, Callable[[str], object]] = {
+    # The form only: which tokens a text is, only the model's tokenizer knows.
+    "logit_bias": lambda text: biased_sequences((text,), lambda _: [0], None),
+}
 
 
-def draw(ui: Ui) -> None:
-    """One widget an option; what a greedy choice ignores looks so."""
+class DecodingPanel:
+    """Remembers which sections are open."""
+
+    def __init__(self) -> None:
+        self._presets = PresetPanel()
+        self._open: set[str] = set()
+
+    def draw(self, ui: Ui) -> None:
+        """The preset, the main options, the last seed, then each section under its heading."""
+        self._presets.draw(ui)
+        _contradiction(ui)
+        options = GenerationConfig.options().values()
+        sections = {
+            name: list(found) for name, found in groupby(options, lambda option: option.section)
+        }
+        for option in sections.pop("", []):
+            _option(ui, option)
+        _last_seed(ui)
+        imgui.dummy(0, px(2))
+        for name, found in sections.items():
+            self._section(ui, name, found)
+
+    def _section(self, ui: Ui, name: str, options: list[Option]) -> None:
+        note, color = _note(ui.state.decoding, options)
+        was_open = name in self._open
+        if widgets.subsection(name, was_open, note, color) != was_open:
+            self._open ^= {name}
+        ui.mark(f"group.{name}")
+        if name in self._open:
+            for option in options:
+                _option(ui, option)
+            imgui.dummy(0, px(4))
+
+
+def _note(config: GenerationConfig, options: list[Option]) -> tuple[str, str]:
+    """What a closed section has to say: how many options are not at their defaults."""
+    changed = sum(getattr(config, option.name) != option.default for option in options)
+    used = any(option.used_by(config.decoding) for option in options)
+    if changed:
+        return f"{changed} changed", "accent" if used else "dim"
+    return ("" if used else f"not with {config.decoding}"), "dim"
+
+
+def _option(ui: Ui, option: Option) -> None:
     state = ui.state
-    greedy = state.decoding.decoding == "greedy"
-    for option in GenerationConfig.options().values():
-        if option.section:
-            continue
-        ignored = greedy and option.name in _SAMPLING_ONLY
-        reason = "greedy takes the most probable token and ignores this" if ignored else None
-        with widgets.disabled(reason):
-            changed, value = option_widget(option, getattr(state.decoding, option.name))
-        ui.mark(f"option.{option.name}")
-        if changed:
-            state.decoding = state.decoding.replace(**{option.name: value})
-    _last_seed(ui)
+    value = getattr(state.decoding, option.name)
+    with widgets.disabled(_why_unused(option, state.decoding.decoding)):
+        changed, new = option_widget(
+            option,
+            value,
+            auto=getattr(state.decoding.resolved(), option.name) if value is None else None,
+            word=_WORDS[option.name](value) if option.name in _WORDS else "",
+            check=_CHECKS.get(option.name, lambda text: None),
+        )
+    ui.mark(f"option.{option.name}")
+    if changed:
+        state.decoding = state.decoding.replace(**{option.name: new})
+
+
+def _why_unused(option: Option, decoding: str) -> str | None:
+    if option.used_by(decoding):
+        return None
+    *others, last = option.methods
+    users = f"the methods {', '.join(others)} and {last}" if others else f"the method {last}"
+    return f"{option.label} is used by {users}; {decoding} ignores it."
+
+
+def _contradiction(ui: Ui) -> None:
+    """What would be refused, before it is asked for."""
+    try:
+        ui.state.decoding.check_together()
+    except ConfigError as error:
+        widgets.small(str(error), "warn")
+        ui.mark("decoding.contradiction")
 
 
 def _last_seed(ui: Ui) -> None:
