@@ -18,6 +18,7 @@ from engine.errors import BackendError
 from engine.word_rules import Encode, Sequence, banned_sequences, biased_sequences
 
 _SORTED_AT_ONCE = 1024  # so few tokens cost nothing to sort
+_BINS_PER_NAT, _BINS = 32, 4096  # a vocabulary's logits leave some hundreds in one
 _MARGIN = 1e-10  # well above what the order of a sum over a vocabulary can change
 
 
@@ -40,6 +41,8 @@ class Candidates:
         """Index of each token in `ids`, -1 where it is not a candidate."""
         if len(self.ids) == 0:
             return np.full(len(token_ids), -1, np.int64)
+        if self.ids[-1] == len(self.ids) - 1:  # nothing is removed yet
+            return np.where(token_ids < len(self.ids), token_ids, -1)
         places = np.minimum(np.searchsorted(self.ids, token_ids), len(self.ids) - 1)
         return np.where(self.ids[places] == token_ids, places, -1)
 
@@ -159,17 +162,7 @@ def top_p(p: float) -> Apply:
     probable token, those whose sum stays at or below 1 - p are removed; of equal ones the lower
     id comes first.
     """
-
-    def apply(c: Candidates, tokens: NDArray[np.int64]) -> Candidates:
-        probabilities = c.probabilities()
-        near = _nearest(c.logits.max() - c.logits, probabilities, p)
-        kept, margin = _nucleus(probabilities, near, p)
-        if margin < _MARGIN and len(near) < len(c.ids):
-            # The order of the sum decides: add up from the least probable token after all.
-            kept, _ = _nucleus(probabilities, np.arange(len(c.ids)), p)
-        return Candidates(c.ids[kept], c.logits[kept])
-
-    return apply
+    return lambda c, tokens: c.keep(_reaching(c.logits.max() - c.logits, c.probabilities(), p))
 
 
 def min_p(share: float) -> Apply:
@@ -189,10 +182,8 @@ def typical_p(mass: float) -> Apply:
         logprobs = shifted - np.log(np.exp(shifted).sum())
         probabilities = np.exp(logprobs)
         distance = np.abs(-logprobs + (probabilities * logprobs).sum())
-        near = _nearest(distance, probabilities, mass)
-        near = near[np.argsort(distance[near], kind="stable")]
-        last = int((np.cumsum(probabilities[near]) < mass).sum())
-        return c.keep(distance <= distance[near[min(last, len(near) - 1)]])
+        nearest = _reaching(distance, probabilities, mass)
+        return c.keep(distance <= distance[nearest].max())
 
     return apply
 
@@ -286,33 +277,46 @@ def _may_complete(sequence: Sequence, tokens: NDArray[np.int64]) -> bool:
     return before < len(tokens) and tuple(tokens[-before:].tolist()) == sequence[:-1]
 
 
-def _nearest(
-    keys: NDArray[np.float64], weights: NDArray[np.float64], mass: float
-) -> NDArray[np.int64]:
-    """Indices, ascending, of the smallest keys: enough for their weights to exceed `mass`.
+def _reaching(
+    keys: NDArray[np.float64], probabilities: NDArray[np.float64], mass: float
+) -> NDArray[np.bool_]:
+    """Which are the smallest keys whose probabilities reach `mass`; at least one.
 
-    What is left out need not be sorted. `keys` are at least 0.
+    Adds up from the largest key, of equal ones from the first: those whose sum stays at or below
+    1 - mass are out. `keys` are at least 0.
     """
-    bound = 2.0
-    while len(keys) > _SORTED_AT_ONCE:
-        near = np.flatnonzero(keys <= bound)
-        if len(near) == len(keys) or weights[near].sum() > mass + _MARGIN:
-            return near
-        bound *= 2.0
-    return np.arange(len(keys))
+    everyone = np.zeros(len(keys), np.int64)
+    if len(keys) <= _SORTED_AT_ONCE:
+        return _split(keys, probabilities, mass, everyone, 0)[0]
+    # Only those in the interval where the border lies need to be sorted.
+    bins = np.minimum(keys * _BINS_PER_NAT, _BINS - 1).astype(np.int64)
+    beyond = probabilities.sum() - np.cumsum(np.bincount(bins, probabilities))
+    here = min(int((beyond > 1.0 - mass).sum()), len(beyond) - 1)
+    kept, margin = _split(keys, probabilities, mass, bins, here, float(beyond[here]))
+    if margin < _MARGIN:  # the order of the sum decides
+        return _split(keys, probabilities, mass, everyone, 0)[0]
+    return kept
 
 
-def _nucleus(
-    probabilities: NDArray[np.float64], near: NDArray[np.int64], p: float
-) -> tuple[NDArray[np.int64], float]:
-    """Indices of the nucleus, ascending, and how far its border is from being drawn elsewhere.
+def _split(
+    keys: NDArray[np.float64],
+    probabilities: NDArray[np.float64],
+    mass: float,
+    bins: NDArray[np.int64],
+    here: int,
+    beyond: float = 0.0,
+) -> tuple[NDArray[np.bool_], float]:
+    """`_reaching` where the border lies in bin `here`, and how far it is from lying elsewhere.
 
-    Tokens that are not in `near` are known to be outside.
+    `beyond` is the probability of all bins after it.
     """
-    order = near[np.argsort(probabilities[near], kind="stable")]
-    sums = np.cumsum(probabilities[order])
-    if len(near) < len(probabilities):
-        sums += probabilities.sum() - sums[-1]
-    removed = int((sums[:-1] <= 1.0 - p).sum())  # the last one stays
-    margin = float(np.abs(sums[:-1] - (1.0 - p)).min(initial=1.0))
-    return np.sort(order[removed:]), margin
+    kept = bins < here
+    undecided = np.flatnonzero(bins == here)
+    order = undecided[np.argsort(-keys[undecided], kind="stable")]
+    sums = beyond + np.cumsum(probabilities[order])
+    if here == 0:
+        sums = sums[:-1]  # the last one stays
+    out = int((sums <= 1.0 - mass).sum())
+    kept[order[out:]] = True
+    borders = np.append(sums, beyond) - (1.0 - mass)
+    return kept, float(np.abs(borders).min())

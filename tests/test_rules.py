@@ -310,15 +310,28 @@ PEAK = np.concatenate([random_logits(2, 4000, 0.01), [30.0]])
 WIDE = random_logits(3, VOCAB, 4.0)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.25, 0.37, 0.5, 0.9, 0.999, 1 - 1e-12])
-@pytest.mark.parametrize("logits", [FLAT, STEPS, PEAK, WIDE], ids=["flat", "steps", "peak", "wide"])
-def test_top_p_is_as_if_all_were_sorted(logits: np.ndarray, p: float) -> None:
+def sorted_nucleus(logits: np.ndarray, p: float) -> list[int]:
     probabilities = everything(logits).probabilities()
     order = np.argsort(probabilities, kind="stable")
     removed = np.cumsum(probabilities[order]) <= 1 - p
     removed[-1] = False
+    return [int(i) for i in np.sort(order[~removed])]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25, 0.37, 0.5, 0.9, 0.999, 1 - 1e-12])
+@pytest.mark.parametrize("logits", [FLAT, STEPS, PEAK, WIDE], ids=["flat", "steps", "peak", "wide"])
+def test_top_p_is_as_if_all_were_sorted(logits: np.ndarray, p: float) -> None:
     got = top_p(p)(everything(logits), np.zeros(0, np.int64))
-    assert got.ids.tolist() == np.sort(order[~removed]).tolist()
+    assert got.ids.tolist() == sorted_nucleus(logits, p)
+
+
+def test_top_p_is_so_too_where_rounding_decides() -> None:
+    logits = np.repeat([0.0, -3.0], [3000, 7000])
+    largest = everything(logits).probabilities()[0]
+    for count in range(100, 3001, 100):
+        p = count * largest  # reached by `count` tokens, or by one more
+        got = top_p(p)(everything(logits), np.zeros(0, np.int64))
+        assert got.ids.tolist() == sorted_nucleus(logits, p)
 
 
 @pytest.mark.parametrize("mass", [0.01, 0.25, 0.9, 1 - 1e-12])
