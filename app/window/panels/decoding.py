@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby
 
 import imgui
 
@@ -36,16 +35,15 @@ class DecodingPanel:
         """The preset, the main options, the last seed, then each section under its heading."""
         self._presets.draw(ui)
         _contradiction(ui)
-        options = GenerationConfig.options().values()
-        sections = {
-            name: list(found) for name, found in groupby(options, lambda option: option.section)
-        }
-        for option in sections.pop("", []):
+        sections: dict[str, list[Option]] = {"": []}
+        for option in GenerationConfig.options().values():
+            sections.setdefault(option.section, []).append(option)
+        for option in sections.pop(""):
             _option(ui, option)
         _last_seed(ui)
         imgui.dummy(0, px(2))
-        for name, found in sections.items():
-            self._section(ui, name, found)
+        for name, options in sections.items():
+            self._section(ui, name, options)
 
     def _section(self, ui: Ui, name: str, options: list[Option]) -> None:
         note, color = _note(ui.state.decoding, options)
