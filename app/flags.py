@@ -49,15 +49,15 @@ def natural_number(text: str) -> int:
 
 
 def add_options(
-    parser: argparse.ArgumentParser, options: type[Options], leave_out: Sequence[str] = ()
+    parser: argparse.ArgumentParser, options: type[Options], only: Sequence[str] | None = None
 ) -> None:
-    """Add every declared option of a class, grouped by section, but those named in `leave_out`.
+    """Add every declared option of a class, or `only` those named, grouped by section.
 
     Those not given on the command line stay out of the namespace.
     """
     groups: dict[str, Any] = {}
     for name, option in options.options().items():
-        if name in leave_out:
+        if only is not None and name not in only:
             continue
         title = option.section.lower() or _GROUPS.get(options.__name__, "options")
         if title not in groups:

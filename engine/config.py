@@ -63,6 +63,7 @@ class GenerationConfig(Options):
         "draws from what temperature, top-k and top-p leave; top_k and top_p do the same with "
         "only that one of the two, unless the other is given.",
         choices=DECODING_METHODS,
+        aliases=("method",),
     )
     temperature: float = option(
         0.8,
