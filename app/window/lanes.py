@@ -281,7 +281,7 @@ def _characters(lane: Lane, first: Lane, token: int) -> tuple[int, int]:
         start = min(theirs[token - 1][1], len(text))
     else:
         start = _same_characters(text, first.output.text)
-    return start, _word_end(text, start)
+    return start, word_end(text, start)
 
 
 def _same_characters(one: str, other: str) -> int:
@@ -289,8 +289,8 @@ def _same_characters(one: str, other: str) -> int:
     return next((i for i in range(shorter) if one[i] != other[i]), shorter)
 
 
-def _word_end(text: str, start: int) -> int:
-    """Where the word at `start` ends, with the space before it."""
+def word_end(text: str, start: int) -> int:
+    """Where the word at `start` ends, with the white space before it."""
     end = start
     while end < len(text) and text[end].isspace():
         end += 1

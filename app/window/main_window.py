@@ -26,8 +26,10 @@ from app.window.panels import (
 from app.window.panels.banners import BannerPanel
 from app.window.panels.decoding import DecodingPanel
 from app.window.panels.diagnostics import DiagnosticsDialog
+from app.window.panels.duel import DuelPanel
 from app.window.panels.export_dialog import ExportDialog
 from app.window.panels.history import HistoryPanel
+from app.window.panels.lanes import LanesPanel
 from app.window.panels.model import ModelPanel
 from app.window.panels.output import OutputPanel
 from app.window.panels.prompt import PromptPanel
@@ -51,7 +53,7 @@ from engine.worker import Worker
 log = logging.getLogger(__name__)
 
 TITLE = "GPT-2 Workbench"
-TABS = ("Write", "History")
+TABS = ("Write", "Duel", "History")
 BUSY_FPS = 15.0
 
 
@@ -64,13 +66,15 @@ class MainWindow:
         self._decoding = DecodingPanel()
         self._prompt = PromptPanel(ui)
         self._output = OutputPanel()
+        self._lanes = LanesPanel()
+        self._duel = DuelPanel(ui)
         self._history = HistoryPanel()
         self._banners = BannerPanel()
         self._export = ExportDialog()
         self._diagnostics = DiagnosticsDialog()
         self._sections = {"Model": True, "Decoding": True, "Performance": True, "Appearance": False}
         self._listed: tuple[str, bool] = ("", False)
-        self._blocked = False  # an overlay or another tab has taken the keyboard
+        self._typing = "Write"  # the tab whose prompt has the keyboard; none behind an overlay
 
     def frame(self) -> None:
         """One frame: the session's news, the panels, the shortcuts."""
@@ -139,17 +143,21 @@ class MainWindow:
     def _centre(self, width: float, height: float) -> None:
         ui = self.ui
         top = imgui.get_cursor_pos_y()
-        chosen = widgets.tabs(TABS, ui.tab)
-        ui.mark(f"tab.{TABS[-1]}")
+        chosen = widgets.tabs(TABS, ui.tab, drawn=lambda name: ui.mark(f"tab.{name}"))
         self._corner(width, top)
         ui.tab = chosen
         self._banners.draw(ui, width, height)
         rest = height - (imgui.get_cursor_pos_y() - top)
         if ui.tab == "History":
             self._history.draw(ui, width, rest)
+        elif ui.tab == "Duel":
+            self._duel.draw(ui, width, rest)
         else:
             prompt_height = self._prompt.draw(ui, width, rest)
-            if self._output.draw(ui, width, rest - prompt_height - px(8)):
+            rest -= prompt_height + px(8)
+            if ui.state.lanes.lanes:
+                self._lanes.draw(ui, width, rest)
+            elif self._output.draw(ui, width, rest):
                 self._export.open(ui)
         self._refresh_history()
 
@@ -181,13 +189,14 @@ class MainWindow:
                 ui.past.refresh()
 
     def _hand_over_keyboard(self) -> None:
-        """Typing goes to the prompt, except while a dialog or another tab is in front."""
-        blocked = bool(self.ui.overlay) or self.ui.tab != "Write"
-        if blocked:
+        """Typing goes to the tab's prompt, except while a dialog is in front."""
+        prompts = {"Write": self._prompt.focus, "Duel": self._duel.focus}
+        typing = "" if self.ui.overlay else self.ui.tab
+        if typing not in prompts:
             inputs.current().focus = None
-        elif self._blocked:
-            self._prompt.focus()
-        self._blocked = blocked
+        elif typing != self._typing:
+            prompts[typing]()
+        self._typing = typing
 
     def _actions(self) -> dict[str, Callable[[], object]]:
         ui, state = self.ui, self.ui.state
@@ -195,7 +204,7 @@ class MainWindow:
         return {
             "escape": self._escape,
             "continue": lambda: free and state.continue_from_here(),
-            "again": lambda: free and state.again(),
+            "again": self._again,
             "zoom_in": lambda: ui.preferences.zoom(appearance.ZOOM_STEP),
             "zoom_out": lambda: ui.preferences.zoom(1 / appearance.ZOOM_STEP),
             "zoom_reset": lambda: ui.preferences.zoom(None),
@@ -205,8 +214,18 @@ class MainWindow:
     def _escape(self) -> None:
         if self.ui.overlay:
             self.ui.overlay = ""
+        elif self.ui.tab == "Duel":
+            self.ui.state.stop_duel()
         else:
             self.ui.state.stop()
+
+    def _again(self) -> None:
+        if self.ui.overlay:
+            return
+        if self.ui.tab == "Duel":
+            self._duel.start(self.ui, fresh=True)
+        else:
+            self.ui.state.again()
 
     def _toggle_help(self) -> None:
         self.ui.overlay = "" if self.ui.overlay == "help" else "help"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from app.window import inputs
+from app.window.lanes import Lane, Lanes
 from app.window.ui import Ui
 
 VARIABLE = "GPT2_WORKBENCH_UI_STATE"
@@ -71,9 +72,26 @@ def collect(ui: Ui, size: tuple[int, int]) -> dict[str, Any]:
         "banners": [{"level": b.level.value, "message": b.message} for b in state.banners],
         "tab": ui.tab,
         "overlay": ui.overlay,
+        "lanes": [_lane(state.lanes, lane) for lane in state.lanes],
+        "duel": [_lane(state.duel, lane) for lane in state.duel],
         "history": len(ui.past.entries),
         "zoom": ui.preferences.settings.zoom,
         "theme": ui.preferences.settings.theme,
         "size": list(size),
         "widgets": {name: list(rectangle) for name, rectangle in ui.rectangles.items()},
+    }
+
+
+def _lane(lanes: Lanes, lane: Lane) -> dict[str, Any]:
+    parting = lanes.parting(lane)
+    return {
+        "label": lane.label,
+        "status": lane.status.value,
+        "tokens": lane.tokens,
+        "length": len(lane.text),
+        "text": lane.text,
+        "reason": lane.output.reason,
+        "parts_at": parting.token if parting.differs else None,
+        "mean_logprob": lane.mean_logprob,
+        "longest_repeat": lane.statistics.longest_repeat.length,
     }

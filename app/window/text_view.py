@@ -110,6 +110,11 @@ class TextView:
         return True
 
     @property
+    def scrollable(self) -> bool:
+        """Whether there is more text than the view shows, so that the wheel moves it."""
+        return self._surface.max_scroll > 0
+
+    @property
     def focused(self) -> bool:
         """Whether keys go to this view."""
         return inputs.current().focus is self

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import imgui
@@ -398,8 +398,13 @@ def cross_button(name: str, size: float, tip: str) -> bool:
     return pressed
 
 
-def tabs(names: Sequence[str], current: str) -> str:
-    """Tabs as words, the current one bold and underlined; returns the current one now."""
+def tabs(
+    names: Sequence[str], current: str, drawn: Callable[[str], None] = lambda name: None
+) -> str:
+    """Tabs as words, the current one bold and underlined; returns the current one now.
+
+    `drawn` is called with each name while its tab is the last item.
+    """
     chosen = current
     for i, name in enumerate(names):
         if i:
@@ -411,6 +416,7 @@ def tabs(names: Sequence[str], current: str) -> str:
             if imgui.invisible_button(f"tab:{name}", size.x, size.y + px(10)):
                 chosen = name
             hovered = imgui.is_item_hovered()
+            drawn(name)
             shade = "text" if active or hovered else "dim"
             draw = imgui.get_window_draw_list()
             draw.add_text(x, y + px(2), _u32(shade), name)

@@ -35,7 +35,7 @@ class PromptPanel:
         if self._version != state.prompt_version:
             self._version = state.prompt_version
             self._editor.set_text(state.prompt)
-        self._attract_typing(ui)
+        attract_typing(ui, self._editor)
         inner = width - 2 * px(PADDING[0])
         with fonts.use("caption"):
             caption = imgui.get_text_line_height()
@@ -59,17 +59,6 @@ class PromptPanel:
             if result.submitted:
                 _submit(ui)
         return height
-
-    def _attract_typing(self, ui: Ui) -> None:
-        """What is typed while no field has the keyboard is meant for the prompt."""
-        queue = inputs.current()
-        if self._editor.focused or ui.overlay or imgui.get_io().want_text_input:
-            return
-        if any(
-            isinstance(event, Typed) or (event.matches(inputs.KEY_ENTER) and queue.focus is None)
-            for event in queue.pending()
-        ):
-            self._editor.focus()
 
     def _footer(self, ui: Ui, width: float) -> None:
         state = ui.state
@@ -108,6 +97,18 @@ class PromptPanel:
                 ):
                     state.generate()
             ui.mark("generate")
+
+
+def attract_typing(ui: Ui, editor: TextEditor) -> None:
+    """What is typed while no field has the keyboard is meant for the prompt."""
+    queue = inputs.current()
+    if editor.focused or ui.overlay or imgui.get_io().want_text_input:
+        return
+    if any(
+        isinstance(event, Typed) or (event.matches(inputs.KEY_ENTER) and queue.focus is None)
+        for event in queue.pending()
+    ):
+        editor.focus()
 
 
 def _submit(ui: Ui) -> None:
