@@ -55,11 +55,11 @@ def text_list(
     width = max(imgui.calculate_item_width(), px(64))
     with widgets.group():
         widgets.label(option.label, tip)
+        _add(rows, key, width)
         errors = [_error(option, line, check) for line in rows.lines]
         for index in range(len(rows.lines)):
             if _line(rows, index, width, errors[index], tip):
                 break  # they have moved; the next frame draws the others
-        _add(rows, key)
     texts = [option.parse(line)[0] for line in rows.lines if not _error(option, line, check)]
     rows.value = tuple(texts)
     return rows.value != value, rows.value
@@ -118,7 +118,10 @@ def _line(rows: _Rows, index: int, width: float, error: str | None, tip: str) ->
     return True
 
 
-def _add(rows: _Rows, key: str) -> None:
+def _add(rows: _Rows, key: str, width: float) -> None:
+    """The link at the right of the label."""
+    with fonts.use("small"):
+        imgui.same_line(width - imgui.calc_text_size("+ Add").x)  # from the group's left edge
     if widgets.link_button(f"+ Add##{key}", "Another text; Enter in a text does the same."):
         if "" not in rows.lines:
             rows.lines.append("")

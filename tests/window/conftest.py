@@ -6,9 +6,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.window import widgets
+from tests.window.bench import Bench
 from tests.window.headless import HeadlessImgui
 
 
@@ -18,6 +22,29 @@ def headless_imgui() -> Iterator[HeadlessImgui]:
     context = HeadlessImgui()
     yield context
     context.close()
+
+
+@pytest.fixture
+def bench(headless_imgui: HeadlessImgui, tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(headless_imgui, tmp_path)
+    yield made
+    made.background.close()
+    made.store.close()
+
+
+@pytest.fixture
+def combos(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[str], str]]:
+    """The rows of every list drawn in the last frame, and the one shown."""
+    drawn: dict[str, tuple[list[str], str]] = {}
+    draw = widgets.combo
+
+    def note(name: str, items: Any, index: int, **options: Any) -> Any:
+        shown = items[index] if index >= 0 else options.get("empty")
+        drawn[name] = (list(items), shown)
+        return draw(name, items, index, **options)
+
+    monkeypatch.setattr("app.window.widgets.combo", note)
+    return drawn
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ class DecodingPanel:
         """The preset, the main options, the last seed, then each section under its heading."""
         self._presets.draw(ui)
         _contradiction(ui)
+        imgui.dummy(0, px(2))
         sections: dict[str, list[Option]] = {"": []}
         for option in GenerationConfig.options().values():
             sections.setdefault(option.section, []).append(option)
