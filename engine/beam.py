@@ -25,20 +25,21 @@ Tokens = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Step:
-    """How the running texts came about: text i is row `parents[i]` of the call and a token."""
-
-    parents: list[int]
-    tokens: list[int]
-
-
-@dataclass(frozen=True)
 class BeamResult:
     """One text that ended. `score` is its log-probability over length ** length_penalty."""
 
     token_ids: tuple[int, ...]  # new ones, the one that ended it included
     score: float
     reason: str  # end_of_text, stop or length, or what `end` was told
+
+
+@dataclass(frozen=True)
+class Step:
+    """How the running texts came about: text i is row `parents[i]` of the call and a token."""
+
+    parents: list[int]
+    tokens: list[int]
+    ended: list[tuple[int, BeamResult]]  # with their rows; some may have been too bad to keep
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,12 @@ class BeamSearch:
         """
         parents, tokens, scores = self._continuations(logits)
         if not len(parents) and not self._finished:  # say which rules left nothing
-            run_rules(self._rules, self._possible(logits[0]), self._running[0].tokens)
+            self.stages(0, logits[0])
             raise unusable_logits()
         self._length += 1
         chosen: list[int] = []
         running: list[_Text] = []
-        ended: list[BeamResult] = []
+        ended: list[tuple[int, BeamResult]] = []
         for i, (parent, token) in enumerate(zip(parents, tokens, strict=True)):
             grown = np.append(self._running[parent].tokens, token)
             text = _Text(grown, float(scores[i]))
@@ -131,15 +132,20 @@ class BeamSearch:
                 chosen.append(i)
                 running.append(text)
             elif reason is not None and i < self._beams:  # the others are only here as a reserve
-                ended.append(self._result(text, reason))
+                ended.append((int(parent), self._result(text, reason)))
         self._running = running
-        self._keep(ended)
+        self._keep([result for _, result in ended])
         self._ended = not running or self._satisfied()
-        return Step([int(parents[i]) for i in chosen], [int(tokens[i]) for i in chosen])
+        return Step([int(parents[i]) for i in chosen], [int(tokens[i]) for i in chosen], ended)
+
+    def stages(self, row: int, logits: Logits) -> list[Candidates]:
+        """What `advance` sees of a row, (vocab_size,) float32: before the first rule and after
+        each one. Before `advance`. Raises BackendError where the rules leave nothing."""
+        return run_rules(self._rules, self._unruled(logits), self._running[row].tokens)
 
     def end(self, reason: str) -> None:
-        """Give up: what is running counts as ended as it stands."""
-        if self._length:
+        """Give up: what is running counts as ended as it stands. Nothing where it is `done`."""
+        if self._length and not self._ended:
             self._keep([self._result(text, reason) for text in self._running])
         self._running, self._ended = [], True
 
@@ -159,13 +165,16 @@ class BeamSearch:
 
     def _allowed(self, text: _Text, logits: Logits) -> Candidates:
         """Tokens that may follow a text, with their log-probabilities after the rules."""
-        candidates = self._possible(logits)
-        if not self._greedy:
-            candidates = _log_softmax(candidates)
+        candidates = self._unruled(logits)
         for rule in self._rules:
             candidates = rule.apply(candidates, text.tokens)
         candidates = candidates.keep(np.isfinite(candidates.logits))
         return _log_softmax(candidates) if self._greedy and len(candidates.ids) else candidates
+
+    def _unruled(self, logits: Logits) -> Candidates:
+        """What the rules are applied to: log-probabilities, but logits where there is one beam."""
+        candidates = self._possible(logits)
+        return candidates if self._greedy else _log_softmax(candidates)
 
     def _possible(self, logits: Logits) -> Candidates:
         """All tokens, with the model's own logits; BackendError where these cannot be used."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 
+import numpy as np
+
 from engine.backends.base import Backend, Logits
+from engine.beam_generation import BeamGeneration
 from engine.config import GenerationConfig
-from engine.events import Event
+from engine.events import Event, ModelInfo
 from engine.fast_path import Decoding, ManySteps
 from engine.generation import Generation, Writing
 from engine.sampling import unusable_logits
@@ -15,7 +19,40 @@ from engine.slots import SlotPool
 from engine.step_record import StepRecord
 from engine.tokenizer import Tokenizer
 
+Text = Generation | BeamGeneration
+
 POLL_S = 0.004  # how often tokens are fetched from a backend that runs many steps by itself
+
+
+def begin(
+    prompt: str,
+    config: GenerationConfig,
+    tokenizer: Tokenizer,
+    model: ModelInfo,
+    pool: SlotPool,
+    *,
+    job_id: int = 0,
+    parent: int | None = None,
+    requested_at: float | None = None,
+    sequence: int = 0,
+    written: Sequence[int] = (),
+    written_records: Sequence[StepRecord | None] = (),
+) -> Text:
+    """The text that is asked for, not yet attached to a slot; errors as of Writing."""
+    beam = config.decoding == "beam"
+    kind: Callable[..., Text] = partial(BeamGeneration, pool=pool) if beam else Generation
+    return kind(
+        prompt,
+        config,
+        tokenizer,
+        model,
+        job_id=job_id,
+        parent=parent,
+        requested_at=requested_at,
+        sequence=sequence,
+        written=written,
+        written_records=written_records,
+    )
 
 
 def step(backend: Backend, writings: Sequence[Writing]) -> list[Logits]:
@@ -29,7 +66,8 @@ def step(backend: Backend, writings: Sequence[Writing]) -> list[Logits]:
             slots.append(slot)
             tokens.append(ids)
         ends.append(len(slots))
-    logits = backend.extend(slots, tokens)
+    none = np.empty((0, backend.info.vocab_size), np.float32)
+    logits = backend.extend(slots, tokens) if slots else none
     return [logits[first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -83,19 +121,21 @@ def generate(
 ) -> Iterator[Event]:
     """Continue one prompt, in this thread: Started, Prefill ..., Token ..., Finished.
 
+    Beam search says Beams ... where others say Token, and the tokens of its text in the end.
     `sequence`: which of the texts that one seed gives. `written`: see Generation. Raises
     BackendError where logits became unusable.
     """
-    generation = Generation(
+    pool = pool or SlotPool(backend, max_idle=0)
+    generation = begin(
         prompt,
         config,
         tokenizer,
         backend.info,
+        pool,
         sequence=sequence,
         written=written,
         written_records=written_records,
     )
-    pool = pool or SlotPool(backend, max_idle=0)
     generation.attach(*pool.acquire(generation.seen()))
     sound = True  # whether the slot's cache is what `held` says
     try:
@@ -105,7 +145,11 @@ def generate(
                 yield generation.finish("cancelled")
                 break
             sound = False
-            if isinstance(backend, ManySteps) and generation.fast:
+            if (
+                isinstance(backend, ManySteps)
+                and isinstance(generation, Generation)
+                and generation.fast
+            ):
                 generation.prepare(backend)
                 for _, events in many_steps(backend, [generation], cancelled):
                     yield from events

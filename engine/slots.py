@@ -42,11 +42,16 @@ class SlotPool:
 
     def fork(self, slot: int, held: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
         """As `acquire`, from a copy of a slot in use whose cache holds `held`."""
-        copy = self._backend.fork(slot)
-        self._busy.add(copy)
+        copy = self.copy(slot)
         cached = min(common_prefix(held, tokens), len(tokens) - 1)
         self._backend.truncate(copy, cached)
         return copy, cached
+
+    def copy(self, slot: int) -> int:
+        """A slot with a copy of the cache of one in use."""
+        copy = self._backend.fork(slot)
+        self._busy.add(copy)
+        return copy
 
     def release(self, slot: int, tokens: Sequence[int]) -> None:
         """Keep a slot whose cache holds exactly `tokens` for later."""

@@ -21,8 +21,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.backends.base import Backend, LoadCancelled
+from engine.beam_generation import BeamFollower, BeamGeneration
 from engine.config import MAX_SEQUENCES, GenerationConfig, LoadConfig
-from engine.decoding import many_steps, step
+from engine.decoding import Text, begin, many_steps, step
 from engine.errors import EngineError, ModelNotFoundError
 from engine.events import (
     Bandwidth,
@@ -62,7 +63,7 @@ class _GenerateCommand:
     written: tuple[int, ...] = ()
     written_records: tuple[StepRecord | None, ...] = ()
     # Of several texts of one request the first that starts reads the prompt for all.
-    group: list[Generation] | None = None
+    group: list[Text] | None = None
 
 
 @dataclass
@@ -161,13 +162,14 @@ class Worker:
     ) -> list[Job]:
         """`config.num_return_sequences` texts in one batch, a job for each, as of `generate`.
 
-        Text number s is what `generate` gives with the same seed and `sequence=s`.
+        Text number s is what `generate` gives with the same seed and `sequence=s`. Those of beam
+        search come of one search, the best first, and cancelling one of them ends it for all.
         """
         count = config.num_return_sequences
         if count == 1:
             return [self.generate(prompt, config, parent=parent)]
         config, now = with_seed(config), time.perf_counter()
-        group: list[Generation] = []
+        group: list[Text] = []
         return [
             self._submit(
                 _GenerateCommand(
@@ -345,31 +347,38 @@ class Worker:
         try:
             if self._held is None:
                 raise ModelNotFoundError("no model is loaded; load one first")
-            held, group = self._held, command.group
-            generation = Generation(
-                command.prompt,
-                command.config,
-                held.tokenizer,
-                held.backend.info,
-                job_id=job.id,
-                parent=command.parent,
-                requested_at=command.requested_at,
-                sequence=command.sequence,
-                written=command.written,
-                written_records=command.written_records,
-            )
-            if group and any(g is group[0] for _, g in self._active):
-                first = group[0]
-                generation.attach(*held.pool.fork(first.slot, first.held, generation.seen()))
-            else:
-                generation.attach(*held.pool.acquire(generation.seen()))
-                if group is not None:
-                    group[:] = [generation]
+            writing = self._begin(command, self._held)
         except Exception as error:
             self._publish(job, failure(job, error, "starting a text"))
             return
-        self._active.append((job, generation))
-        self._publish(job, *generation.opening())
+        self._active.append((job, writing))
+        self._publish(job, *writing.opening())
+
+    def _begin(self, command: _GenerateCommand, held: Held) -> Writing:
+        """The text that a command asks for, with a slot."""
+        first = command.group[0] if command.group else None
+        if isinstance(first, BeamGeneration):
+            return BeamFollower(first, job_id=command.job.id, sequence=command.sequence)
+        writing = begin(
+            command.prompt,
+            command.config,
+            held.tokenizer,
+            held.backend.info,
+            held.pool,
+            job_id=command.job.id,
+            parent=command.parent,
+            requested_at=command.requested_at,
+            sequence=command.sequence,
+            written=command.written,
+            written_records=command.written_records,
+        )
+        if first is not None and any(other is first for _, other in self._active):
+            writing.attach(*held.pool.fork(first.slot, first.held, writing.seen()))
+        else:
+            writing.attach(*held.pool.acquire(writing.seen()))
+            if command.group is not None:
+                command.group[:] = [writing]
+        return writing
 
     def _step(self) -> None:
         """One pass over all active texts; a text that fails does not disturb the others."""
@@ -467,7 +476,7 @@ class Worker:
 def _must_wait(command: _GenerateCommand) -> bool:
     """Whether another text of the request is still reading the prompt for this one too."""
     first = command.group[0] if command.group else None
-    return first is not None and first.reading and not first.done
+    return isinstance(first, Generation) and first.reading and not first.done
 
 
 def _due(going: list[tuple[Job, Writing]]) -> list[tuple[Job, Writing]]:

@@ -297,7 +297,8 @@ class TextState(ModelState):
 
     def _append(self, event: Token) -> None:
         self._streams()
-        writing.append(self.output, event)
+        if not writing.append(self.output, event):
+            self.output_version += 1
         self._sample(event.timings.new_tokens, event.timings.total_s)
 
     def _sample(self, count: int, total_s: float) -> None:

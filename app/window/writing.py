@@ -24,14 +24,16 @@ def begin(event: Started) -> Output:
     )
 
 
-def append(output: Output, event: Token) -> None:
-    """One token more."""
-    start = len(output.text)
-    output.text += event.text
+def append(output: Output, event: Token) -> bool:
+    """One token more; False where it takes the place of a preview."""
+    start = output.spans[-1][1] if output.spans else 0
+    goes_on = start == len(output.text)
+    output.text = output.text[:start] + event.text
     output.spans.append((start, len(output.text)))
     output.token_ids.append(event.token_id)
     output.records.append(event.record)
     output.timings = event.timings
+    return goes_on
 
 
 def preview(output: Output, event: Beams) -> None:
