@@ -139,12 +139,17 @@ def _follow(job: Job, printer: TextPrinter | None) -> WrittenText | None:
 
 
 def _say_what_was_dropped(started: Started) -> None:
-    if started.dropped_tokens:
-        print(
-            f"note: the prompt is longer than the model's context of {started.model.context} "
-            f"tokens; its first {started.dropped_tokens} tokens were dropped",
-            file=sys.stderr,
+    seen, context = started.prompt_tokens, started.model.context
+    if started.dropped_tokens and started.config.context_policy != "stop":
+        told = f"of the prompt's {seen + started.dropped_tokens} tokens the model sees {seen}"
+    elif started.dropped_tokens:
+        told = (
+            f"the prompt is longer than the model's context of {context} tokens; its first "
+            f"{started.dropped_tokens} tokens were dropped"
         )
+    else:
+        return
+    print(f"note: {told}", file=sys.stderr)
 
 
 def _print_tables(texts: list[WrittenText], text_of: TokenText) -> None:

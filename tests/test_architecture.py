@@ -69,7 +69,8 @@ def test_the_sources_are_found() -> None:
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if top(name) == "engine"])
 def test_engine_knows_no_application(module: str) -> None:
-    forbidden = {"app", "main", "testing", "fastapi", "uvicorn", "starlette"} | WINDOW_LIBRARIES
+    forbidden = {"app", "main", "examples", "testing", "fastapi", "uvicorn", "starlette"}
+    forbidden |= WINDOW_LIBRARIES
     assert not {name for name in imported_modules(module) if top(name) in forbidden}
 
 

@@ -34,9 +34,12 @@ def test_several_texts_are_what_each_is_alone(
         assert len([n for n in store.recent() if n.kind == "generation"]) == 4
 
 
-def test_the_record_of_each_token(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_the_record_of_each_token(
+    backend: str, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     args = ["--prompt", "The sun", "--max-new-tokens", "3", "--logprobs", "5", "--no-history"]
-    args += ["--backend", "torch"]
+    args += ["--backend", backend]
     assert generate(*model, *args, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [r["token_id"] for r in found["records"]] == found["token_ids"]
@@ -62,3 +65,13 @@ def test_a_stop_string_ends_the_text_and_it_is_said(
     captured = capsys.readouterr()
     assert captured.out == f"The sun{text[: text.index(stop)]}\n"
     assert captured.err.rstrip().endswith("stop string")
+
+
+def test_of_a_long_prompt_it_is_said_what_the_model_sees(
+    model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    window = ["--context-policy", "reset", "--window", "8", "--max-new-tokens", "20"]
+    assert generate(*model, "--prompt", "z" * 100, *window, "--json", "--no-history") == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["token_ids"]) == 20
+    assert captured.err == "note: of the prompt's 100 tokens the model sees 12\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +90,16 @@ def test_contradictions_are_refused_before_the_model_is_loaded(
     assert run(["generate", "--model", "./nowhere", "--prompt", "a", *beam]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: num_return_sequences is 4")
+
+
+def test_the_guide_explains_every_option_and_its_other_names() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "decoding.md").read_text(encoding="utf-8")
+    for name, option in GenerationConfig.options().items():
+        assert f"`{name}" in text
+        for alias in option.aliases:
+            assert f"`--{alias}`" in text
+    for rule, number in (("logit_bias", 1), ("min_new_tokens", 5), ("typical_p", 10)):
+        assert f"{number}. `{rule}`" in text
 
 
 def test_options_that_the_method_does_not_use_are_named(
