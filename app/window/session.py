@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from app.window import facts as facts_module
+from app.window import pieces
 from app.window.background import Background
 from app.window.facts import Facts
 from app.window.intents import (
@@ -25,7 +26,7 @@ from app.window.intents import (
     StopDuel,
     StopGeneration,
 )
-from app.window.records import Level
+from app.window.records import Level, Output
 from app.window.state import AppState
 from engine import catalog
 from engine.config import GenerationConfig, LoadConfig
@@ -111,6 +112,7 @@ class Session:
         self._generate_jobs: list[JobLike] = []
         self._duel_jobs: list[JobLike] = []
         self._download_jobs: dict[str, JobLike] = {}
+        self._placed: Output | None = None  # the text whose tokens' places were asked for last
         self._catalogue_seen = -1
         self._memory_due = 0.0
         self._count_due = 0.0
@@ -137,6 +139,7 @@ class Session:
             self._carry_out(intent)
         self._measure_at_rest()
         self._record()
+        self._place_tokens()
         self._count_repeats()
         self._refresh_facts()
 
@@ -221,6 +224,40 @@ class Session:
         self._duel_jobs = jobs
         self.state.duel.bind([job.id for job in jobs])
         self._jobs += jobs
+
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        """What tokens of the text shown say, white space made visible; numbers where the model
+        in memory has other tokens."""
+        output, model = self.state.output, self.state.model
+        alike = model is not None and (
+            model.name == output.model_name
+            or (output.model is not None and output.model.vocab_size == model.vocab_size)
+        )
+        found = self.worker.token_bytes(token_ids) if alike else None
+        if found is None:
+            return [f"#{token_id}" for token_id in token_ids]
+        return [pieces.visible(piece) for piece in found]
+
+    def _place_tokens(self) -> None:
+        """Learn which token wrote what in a text of which only the token ids are known."""
+        output = self.state.output
+        if output is self._placed or output.spans or not output.token_ids or not output.reason:
+            return
+        model = self.state.model
+        if model is None or model.name != output.model_name:
+            return
+        self._placed = output
+        token_ids, text = tuple(output.token_ids), output.text
+
+        def work() -> list[tuple[int, int]] | None:
+            found = self.worker.token_bytes(token_ids)
+            return pieces.places(found, text) if found is not None else None
+
+        def done(spans: list[tuple[int, int]] | None) -> None:
+            if spans is not None and output.text == text:
+                output.spans = spans
+
+        self.background.submit("tokens' places", work, done)
 
     @property
     def measures_in(self) -> float | None:

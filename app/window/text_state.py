@@ -32,6 +32,7 @@ from engine.events import (
 )
 
 SERIES_LENGTH = 240  # points of the tokens/s sparkline
+ALTERNATIVES = 10  # recorded for each token where colours are wanted
 RATE_WINDOW = 8  # samples over which the live rate is averaged: tokens, where they are slow
 SAMPLE_S = 0.02  # between samples; fast tokens arrive several at once and say nothing apart
 
@@ -74,11 +75,13 @@ class TextState(ModelState):
         self.phase_started = 0.0
         self.output = Output()
         self.output_version = 0  # changes when the output is another text, not when it grows
+        self.coloring = "off"  # what the output's tokens are coloured by: see shades.MODES
         self.lanes = Lanes()  # all texts of a request for several; the first is also `output`
         self.duel = Lanes()
         self.series: deque[float] = deque(maxlen=SERIES_LENGTH)
         self.last_seed: int | None = None
         self._recent: deque[tuple[int, float]] = deque(maxlen=RATE_WINDOW + 1)
+        self._records_for_colors = False  # whether colouring switched the records on
         self._queued: Generate | None = None  # waits for the load under way
         self._requested_prompt = ""
 
@@ -164,6 +167,19 @@ class TextState(ModelState):
             return False
         self.set_prompt(self.output.full_text)
         return self.generate()
+
+    def color_by(self, mode: str) -> bool:
+        """Colour the output's tokens; True where that switched records on for the next texts."""
+        self.coloring = mode
+        if mode != "off" and not self.decoding.logprobs:
+            self.decoding = self.decoding.replace(logprobs=ALTERNATIVES)
+            self._records_for_colors = True
+            return True
+        if mode == "off" and self._records_for_colors:
+            self._records_for_colors = False
+            if self.decoding.logprobs == ALTERNATIVES:
+                self.decoding = self.decoding.replace(logprobs=0)
+        return False
 
     @property
     def why_not_branch(self) -> str:

@@ -21,15 +21,20 @@ from app.window.theme import Rgba, px
 
 @dataclass(frozen=True)
 class ViewResult:
-    """What happened in a frame. Indices count characters of `TextView.text`; None: none."""
+    """What happened in a frame. Indices count characters of `TextView.text`; None: none.
+
+    `clicked` is told when the button goes up again and nothing was selected meanwhile.
+    """
 
     hovered: int | None = None
     clicked: int | None = None
+    double_clicked: bool = False
     copied: bool = False
 
 
 class TextView:
-    """`prefix` characters at the beginning (the prompt) are dimmed; `streaming` shows a caret."""
+    """`prefix` characters at the beginning (the prompt) are dimmed, and so are those of `dimmed`,
+    from and to; `streaming` shows a caret."""
 
     def __init__(self, role: str = "text") -> None:
         self._surface = TextSurface(role)
@@ -37,10 +42,13 @@ class TextView:
         self._tail = ""  # a line end that may be half of "\r\n"
         self.anchor = self.cursor = 0
         self.prefix = 0
+        self.dimmed = (0, 0)
         self.streaming = False
         self.follow = True
         self._backgrounds: list[tuple[int, int, Rgba]] = []
         self._background_starts: list[int] = []
+        self._area: Area | None = None  # of the last frame
+        self._pressed_on: int | None = None
 
     # -- text --------------------------------------------------------------------------------
 
@@ -53,6 +61,8 @@ class TextView:
         """Show another text from its end on; forgets selection and backgrounds."""
         self._text, self._tail = "", ""
         self.anchor = self.cursor = 0
+        self.dimmed = (0, 0)
+        self._pressed_on = None
         self.set_backgrounds(())
         self._surface.replace(0, None, "")
         self.follow = True
@@ -82,6 +92,41 @@ class TextView:
         """Colours behind characters: (start, end, rgba), ascending and without overlaps."""
         self._backgrounds = list(spans)
         self._background_starts = [start for start, _, _ in self._backgrounds]
+
+    def add_background(self, start: int, end: int, rgba: Rgba) -> None:
+        """One more, behind all there are."""
+        self._backgrounds.append((start, end, rgba))
+        self._background_starts.append(start)
+
+    def rectangle(self, start: int, end: int) -> tuple[float, float, float, float] | None:
+        """Left, top, right, bottom of characters on the screen, where they were last drawn.
+
+        Of the first line of them, in or out of view; None before the first frame.
+        """
+        surface, area = self._surface, self._area
+        if area is None or end > len(surface.layout.text):
+            return None
+        spans = surface.layout.spans(start, end)
+        span = next((span for span in spans if span.right > span.left), spans[0] if spans else None)
+        if span is None:
+            return None
+        top = surface.line_top(area, span.line)
+        left = area.left + span.left
+        return left, top, area.left + span.right, top + surface.line_height
+
+    def shows(self, rectangle: tuple[float, float, float, float]) -> bool:
+        """Whether a rectangle lies in the part that is in view."""
+        area = self._area
+        return (
+            area is not None
+            and rectangle[3] > area.top + 1
+            and rectangle[1] < area.top + area.height - 1
+        )
+
+    def reveal(self, index: int) -> None:
+        """Scroll no more than needed to show character `index`."""
+        self._surface.reveal(index)
+        self.follow = self._surface.scroll >= self._surface.max_scroll - 1
 
     # -- selection ---------------------------------------------------------------------------
 
@@ -125,6 +170,7 @@ class TextView:
         """Draw in a child window of that size (0: what is left) and handle mouse and keys."""
         surface = self._surface
         with surface.area(name, width, height) as area:
+            self._area = area
             if surface.take_user_scrolled():
                 self.follow = surface.scroll >= surface.max_scroll - 1
             self._mouse(area)
@@ -138,12 +184,25 @@ class TextView:
             if self.streaming:
                 surface.draw_caret(area, len(self._text))
             hovered = surface.character_under_mouse(area)
-            return ViewResult(hovered, hovered if area.clicked else None, copied)
+            double = area.hovered and bool(imgui.is_mouse_double_clicked(0))
+            return ViewResult(hovered, self._clicked(area, hovered), double, copied)
+
+    def _clicked(self, area: Area, hovered: int | None) -> int | None:
+        """The character on which the button went down and, with nothing selected, up again."""
+        if area.clicked:
+            self._pressed_on = hovered
+        if not imgui.is_mouse_released(0):
+            return None
+        pressed, self._pressed_on = self._pressed_on, None
+        return pressed if pressed == hovered and self.anchor == self.cursor else None
 
     def _color_at(self, index: int) -> tuple[int, str]:
+        start, end = self.dimmed
         if index < self.prefix:
             return self.prefix, "dim"
-        return len(self._text), "text"
+        if start <= index < end:
+            return end, "dim"
+        return (start if index < start else len(self._text)), "text"
 
     def _mouse(self, area: Area) -> None:
         queue = inputs.current()
@@ -230,7 +289,8 @@ class TextView:
                 draw.add_rect_filled(
                     area.left + span.left,
                     top,
-                    area.left + span.right,
+                    # A hair's breadth shows where one token ends and the next begins.
+                    area.left + span.right - (1.0 if span.right > span.left + 2 else 0.0),
                     top + surface.line_height - 2 * inset,
                     colour,
                     px(3),

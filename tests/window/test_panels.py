@@ -567,7 +567,7 @@ def test_zoom_keys_change_the_setting_and_settings_follow_the_state(bench: Bench
 
 def test_output_follows_the_state_without_being_rebuilt(bench: Bench) -> None:
     streaming(bench)
-    view = bench.window._output._view
+    view = bench.window._output._text.view
     assert view.text == bench.state.output.full_text
     view.select(0, 3)
     bench.write(" more")

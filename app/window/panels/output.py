@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import imgui
 
-from app.window import clipboard, fonts, theme, widgets
+from app.window import clipboard, fonts, shades, theme, tooltips, widgets
 from app.window import format as fmt
 from app.window.facts import short_name
+from app.window.output_view import OutputView
 from app.window.panels.help import STEPS
+from app.window.panels.inspect import Inspector
 from app.window.records import Output
 from app.window.state import GenerationStatus, ModelStatus
-from app.window.text_view import TextView
 from app.window.theme import px
 from app.window.ui import Ui
 
@@ -20,6 +21,8 @@ _ENDINGS = {
     "length": "",
     "end_of_text": "the text came to its end",
     "context": "the context is full",
+    "stop": "ended before a stop string",
+    "time": "the time was up",
     "cancelled": "stopped",
     "failed": "failed",
     "interrupted": "interrupted",
@@ -27,16 +30,17 @@ _ENDINGS = {
 
 
 class OutputPanel:
-    """The view and how much of the state's output it has taken over."""
+    """The text, its colours, and the popover that explains a token."""
 
     def __init__(self) -> None:
-        self._view = TextView()
-        self._version = -1
-        self._taken = 0  # characters of the new text
+        self._text = OutputView()
+        self._inspector = Inspector()
 
     def draw(self, ui: Ui, width: float, height: float) -> bool:
         """Draw; True when Export was pressed."""
-        self._sync(ui)
+        state = ui.state
+        self._text.sync(state.output, state.output_version, state.coloring)
+        self._inspector.prepare(ui, self._text.reveal)
         flags = imgui.WINDOW_NO_SCROLLBAR | imgui.WINDOW_NO_SCROLL_WITH_MOUSE
         imgui.push_style_var(imgui.STYLE_ITEM_SPACING, (px(8), px(8)))
         try:
@@ -44,27 +48,26 @@ class OutputPanel:
                 inner = width - 2 * px(PADDING[0])
                 export = self._header(ui, inner)
                 _progress(ui, inner)
-                if ui.state.output.full_text or ui.state.running:
-                    self._view.streaming = ui.state.generation is GenerationStatus.STREAMING
-                    result = self._view.draw("output text")
-                    ui.mark("output")
-                    if result.copied:
-                        ui.say("selection copied")
+                if state.output.full_text or state.running:
+                    _colour_switch(ui, inner)
+                    self._draw_text(ui)
                 else:
                     _steps(ui)
         finally:
             imgui.pop_style_var()
         return export
 
-    def _sync(self, ui: Ui) -> None:
-        """Take over what has come since the last frame."""
-        state, output = ui.state, ui.state.output
-        if self._version != state.output_version:
-            self._version = state.output_version
-            self._view.set_text(output.full_text, len(output.prompt))
-        elif len(output.text) > self._taken:
-            self._view.append(output.text[self._taken :])
-        self._taken = len(output.text)
+    def _draw_text(self, ui: Ui) -> None:
+        state, text = ui.state, self._text
+        result = text.draw("output text", streaming=state.generation is GenerationStatus.STREAMING)
+        ui.mark("output")
+        if result.copied:
+            ui.say("selection copied")
+        if state.coloring != "off":
+            hovered = text.token_at(result.hovered)
+            self._inspector.draw(ui, hovered, text.token_at(result.clicked), text.rectangle)
+        elif text.is_dimmed(result.hovered):
+            tooltips.delayed_tooltip("unseen", "The model no longer sees this part of the text.")
 
     def _header(self, ui: Ui, width: float) -> bool:
         state, output = ui.state, ui.state.output
@@ -108,6 +111,17 @@ class OutputPanel:
         return export
 
 
+_COLOUR_TIPS = {
+    "off": "Plain text.",
+    "probability": "Colour each token by the probability that the model gave it. Point at a token "
+    "to see how it was chosen; click an alternative to branch there.",
+    "entropy": "Colour each token by how open the choice was, in nats.",
+}
+_LEGEND_TIPS = {
+    "probability": "Probability of the token by the model's own distribution, before any rule.",
+    "entropy": "Entropy of the model's own distribution, in nats: 0 is certain, 1 is like 3 equal "
+    "choices, 3 like 20, 4.5 like 90.",
+}
 _TIPS = {
     "Copy": "The prompt and what follows it, to the clipboard.",
     "Export": "Write a file: the text, or JSON with all settings.",
@@ -129,6 +143,81 @@ def _facts(output: Output) -> str:
     if ending := _ENDINGS.get(output.reason, output.reason):
         parts.append(ending)
     return " \u00b7 ".join(parts)
+
+
+def _colour_switch(ui: Ui, width: float) -> None:
+    """What the tokens are coloured by, what the colours mean, and what the model still sees."""
+    state = ui.state
+    left, top = imgui.get_cursor_pos()
+    with fonts.use("small"), widgets.colored("dim"):
+        imgui.text("Colour")
+    for mode in shades.MODES:
+        imgui.same_line(spacing=px(12))
+        imgui.set_cursor_pos_y(top)
+        shade = "accent" if state.coloring == mode else "dim"
+        pressed = widgets.link_button(f"{mode}##colour", _COLOUR_TIPS[mode], color=shade)
+        if pressed and state.color_by(mode):
+            ui.say("from the next text on, how each token was chosen is recorded", 6.0)
+        ui.mark(f"colour.{mode}")
+    imgui.same_line(spacing=px(20))
+    room = left + width - imgui.get_cursor_pos_x()
+    with fonts.use("small"):
+        if state.coloring != "off" and not state.output.recorded:
+            _line(_why_no_colours(ui), room)
+        elif state.coloring != "off":
+            room -= _legend(state.coloring, room)
+        if state.output.reread is not None:
+            imgui.same_line(spacing=px(20))
+            _line(_sees(state.output), room - px(20))
+            ui.mark("output.sees")
+    with fonts.use("small"):
+        imgui.set_cursor_pos((left, top + imgui.get_text_line_height() + px(8)))
+
+
+def _legend(mode: str, room: float) -> float:
+    """The classes with their colours, as far as there is room; returns the width taken."""
+    start = imgui.get_cursor_pos_x()
+    x, y = imgui.get_cursor_screen_pos()
+    begin, line, gap = x, imgui.get_text_line_height(), px(8)
+    draw = imgui.get_window_draw_list()
+    for label, colour in shades.legend(mode):
+        wide = imgui.calc_text_size(label).x + 2 * px(6)
+        if x + wide - begin > room:
+            break
+        if colour is not None:
+            behind = imgui.get_color_u32_rgba(*colour)
+            draw.add_rect_filled(x, y - px(1), x + wide, y + line + px(2), behind, px(3))
+        else:
+            draw.add_rect(x, y - px(1), x + wide, y + line + px(2), theme.u32("line"), px(3))
+        draw.add_text(x + px(6), y, theme.u32("text"), label)
+        x += wide + gap
+    imgui.dummy(max(x - begin, 1.0), line)
+    widgets.tooltip(_LEGEND_TIPS[mode])
+    return imgui.get_cursor_pos_x() - start + (x - begin)
+
+
+def _line(text: str, room: float) -> None:
+    """A dim line, shortened where it must be and whole on hover."""
+    with widgets.colored("dim"):
+        imgui.text(widgets.elided(fonts.show(text), max(room, px(16))))
+    widgets.tooltip(text)
+
+
+def _why_no_colours(ui: Ui) -> str:
+    state = ui.state
+    if state.running and not state.output.token_ids:
+        return ""
+    if not state.decoding.logprobs:
+        return "Nothing is recorded: set Record above 0 under Inspection and speed."
+    if not state.output.text:
+        return ""
+    return "This text was written without records; the next one has them."
+
+
+def _sees(output: Output) -> str:
+    kept, last = output.seen_tokens
+    first = f"the first {fmt.plural(kept, 'token')} and " if kept else ""
+    return f"The model still sees {first}the last {last:,}; the rest is dimmed"
 
 
 def _progress(ui: Ui, width: float) -> None:
