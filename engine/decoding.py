@@ -107,6 +107,66 @@ def many_steps(
             generation.fail(unusable_logits())
 
 
+def speculate(
+    backend: Backend,
+    generation: Generation,
+    interrupted: Callable[[], bool],
+    started: Callable[[Decoding], None] = lambda run: None,
+) -> Iterator[tuple[Generation, list[Event]]]:
+    """Go on with a text that has a `speculation`: with drafts where they pay, else without.
+
+    It may not be `reading`. Otherwise as many_steps, on any backend.
+    """
+    speculation = generation.speculation
+    assert speculation is not None
+    pace = speculation.pace
+
+    def disturbed() -> bool:
+        pace.look()
+        return interrupted() or (not generation.done and speculation.pays(generation))
+
+    def plainly() -> Iterator[tuple[Generation, list[Event]]]:
+        if isinstance(backend, ManySteps) and generation.fast:
+            yield from many_steps(backend, [generation], disturbed, started)
+        else:
+            (logits,) = step(backend, [generation])
+            yield generation, generation.accept(logits)
+
+    pace.start()
+    while not (generation.done or generation.reading or interrupted()):
+        speculation.follow(generation)
+        generation.prepare(backend)
+        if speculation.pays(generation):
+            for events in speculation.verify(backend, generation):
+                yield generation, events
+            pace.start()
+            continue
+        for _, events in plainly():
+            speculation.follow(generation)
+            pace.plain()
+            yield generation, events
+        pace.look()
+
+
+def run_on(
+    backend: Backend,
+    writings: Sequence[Writing],
+    interrupted: Callable[[], bool],
+    started: Callable[[Decoding], None] = lambda run: None,
+) -> Iterator[tuple[Generation, list[Event]]] | None:
+    """The quickest way to many tokens of all these texts, or None where only `step` goes on."""
+    generations = [w for w in writings if isinstance(w, Generation) and not w.reading]
+    if len(generations) < len(writings):
+        return None
+    if len(generations) == 1 and generations[0].speculation is not None:
+        return speculate(backend, generations[0], interrupted, started)
+    if isinstance(backend, ManySteps) and all(g.fast for g in generations):
+        for generation in generations:
+            generation.prepare(backend)
+        return many_steps(backend, generations, interrupted, started)
+    return None
+
+
 def generate(
     backend: Backend,
     tokenizer: Tokenizer,
@@ -145,13 +205,8 @@ def generate(
                 yield generation.finish("cancelled")
                 break
             sound = False
-            if (
-                isinstance(backend, ManySteps)
-                and isinstance(generation, Generation)
-                and generation.fast
-            ):
-                generation.prepare(backend)
-                for _, events in many_steps(backend, [generation], cancelled):
+            if run := run_on(backend, [generation], cancelled):
+                for _, events in run:
                     yield from events
                 sound = True
                 continue

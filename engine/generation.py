@@ -22,6 +22,7 @@ from engine.philox import fresh_seed
 from engine.rules import build_rules
 from engine.sampling import Sampler
 from engine.slots import SlotPool
+from engine.speculation import Speculation
 from engine.step_record import StepRecord
 from engine.stops import StopStrings
 from engine.tokenizer import StreamDecoder, Tokenizer, check_ids, clean_prompt
@@ -218,6 +219,7 @@ class Generation(Writing):
         self._tokens = _Tokens(self.prompt_ids)
         self._sampler = Sampler(self._config, sequence, rules=self.rules)
         self._fast = all(rule.name in FAST_RULES for rule in self.rules)
+        self.speculation = Speculation() if self._config.speculation == "lookup" else None
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopStrings(self._config.stop)
         self._text: list[str] = []
@@ -258,22 +260,34 @@ class Generation(Writing):
 
     def request(self) -> DecodeRequest:
         """How a backend with the fast path goes on with this text; only where `fast`."""
-        room = self.window.room(len(self._tokens))
-        left = self.limit - len(self.token_ids)
         return DecodeRequest(
             slot=self.slot,
             token=self.token_ids[-1],
             config=self._config,
             index=len(self.token_ids),
-            max_tokens=left if room is None else min(left, room),
+            max_tokens=self.room,
             stop_token=self._end_of_text,
             sequence=self._sequence,
         )
 
     @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Prompt and new tokens, (len,) int64: a view that is good until the next token."""
+        return self._tokens.all()
+
+    @property
+    def room(self) -> int:
+        """How many tokens can be written before the text ends or some are read again."""
+        left = self.limit - len(self.token_ids)
+        room = self.window.room(len(self._tokens))
+        return min(left, self._context - len(self._tokens) if room is None else room)
+
+    @property
     def held(self) -> list[int]:
         """The tokens in the slot's cache."""
-        return self.window.view(self._tokens.all())[: self._fed]
+        tokens = self._tokens.all()
+        # Not what a window would show now: one that is over is not read again.
+        return [*tokens[: self.window.keep], *tokens[self._begin :]][: self._fed]
 
     def prepare(self, backend: Backend) -> None:
         """Forget what the cache holds beyond the tokens that count."""

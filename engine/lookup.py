@@ -73,6 +73,11 @@ class Lookup:
         return [text[begin + i % period] for i in range(self._drafted)]
 
     @property
+    def matches(self) -> bool:
+        """Whether there is anything to draft."""
+        return self._match is not None
+
+    @property
     def expected(self) -> float:
         """Tokens that a pass with a draft would have brought lately, on average: 1 or more."""
         return self._tokens / self._passes

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from engine.backends.base import Backend, LoadCancelled
 from engine.beam_generation import BeamFollower, BeamGeneration
 from engine.config import MAX_SEQUENCES, GenerationConfig, LoadConfig
-from engine.decoding import Text, begin, many_steps, step
+from engine.decoding import Text, begin, run_on, step
 from engine.errors import EngineError, ModelNotFoundError
 from engine.events import (
     Bandwidth,
@@ -34,7 +34,7 @@ from engine.events import (
     Loading,
     ModelInfo,
 )
-from engine.fast_path import Decoding, ManySteps
+from engine.fast_path import Decoding
 from engine.generation import PREFILL_CHUNK, Generation, Writing, with_seed
 from engine.held import Held, bandwidth, read_model
 from engine.job import Job, failure
@@ -391,13 +391,8 @@ class Worker:
         going = list(self._active)
         if not going:
             return
-        generations = [g for _, g in going if isinstance(g, Generation) and g.fast]
         try:
-            if isinstance(held.backend, ManySteps) and len(generations) == len(going):
-                for generation in generations:
-                    generation.prepare(held.backend)
-                self._many_steps(held.backend, [job for job, _ in going], generations)
-            else:
+            if not self._run_on(held.backend, going):
                 self._one_step(held.backend, going)
         except Exception as error:
             # Every cache that was named to the backend has an undefined content now.
@@ -430,10 +425,12 @@ class Worker:
                 events = []
             self._publish(job, *events)
 
-    def _many_steps(
-        self, backend: ManySteps, jobs: list[Job], generations: list[Generation]
-    ) -> None:
-        """On the fast path until all texts are done or something else wants to be looked at."""
+    def _run_on(self, backend: Backend, going: list[tuple[Job, Writing]]) -> bool:
+        """Many tokens, until all texts are done or something else wants to be looked at.
+
+        False, and nothing done, where only single steps go on.
+        """
+        jobs = [job for job, _ in going]
 
         def interrupted() -> bool:
             return (
@@ -446,13 +443,17 @@ class Worker:
             for job in jobs:
                 job.interrupt = run.stop
 
-        job_of = {id(generation): job for job, generation in zip(jobs, generations, strict=True)}
+        run = run_on(backend, [writing for _, writing in going], interrupted, started)
+        if run is None:
+            return False
+        job_of = {id(writing): job for job, writing in going}
         try:
-            for generation, events in many_steps(backend, generations, interrupted, started):
+            for generation, events in run:
                 self._publish(job_of[id(generation)], *events)
         finally:
             for job in jobs:
                 job.interrupt = None
+        return True
 
     def _download(self, job: Job, name: str) -> None:
         from engine import catalog
