@@ -48,7 +48,9 @@ def generate_command(
         finally:  # what was written before a failure is printed too
             if args.json and results:
                 print(json.dumps(results[0] if len(prompts) == 1 else {"results": results}))
-    return 130 if results[-1]["finish_reason"] == "cancelled" else 0
+    if results[-1]["finish_reason"] == "cancelled":
+        return 130
+    return 1 if any("error" in result for result in results) else 0
 
 
 def _say_what_is_unused(args: argparse.Namespace, config: GenerationConfig) -> None:
@@ -93,26 +95,34 @@ def _decoded(raw: bytes, where: str) -> str:
 def write(
     worker: Worker, model: ModelInfo, prompt: str, config: GenerationConfig, quiet: bool
 ) -> dict[str, Any]:
-    """Continue one prompt, streaming to standard output unless `quiet`; what `--json` prints."""
+    """Continue one prompt, streaming to standard output unless `quiet`; what `--json` prints.
+
+    CommandFailed where no text came about; where only some did, `error` in it says why.
+    """
     jobs = worker.generate_many(prompt, config)
     printer = None if quiet else TextPrinter(prompt, len(jobs))
-    try:
-        with cancel_on_interrupt(*jobs):
-            followed = [_follow(job, printer) for job in jobs]  # others' events wait meanwhile
-    finally:
-        for job in jobs:  # where one failed
-            job.cancel()
-    texts = [text for text in followed if text is not None]
+    texts: list[WrittenText] = []
+    error: CommandFailed | None = None
+    with cancel_on_interrupt(*jobs):
+        for job in jobs:  # the others' events wait meanwhile
+            try:
+                if text := _follow(job, printer):
+                    texts.append(text)
+            except CommandFailed as failure:
+                error = error or failure
     if not texts:
-        raise KeyboardInterrupt
+        raise error or KeyboardInterrupt
     if not quiet:
         print(summary(texts, model), file=sys.stderr)
     text_of = token_texts(model) if config.logprobs else None
     if text_of and not quiet:
         _print_tables(texts, text_of)
-    if len(jobs) > 1:
-        return several_object(texts, model, text_of)
-    return result_object(texts[0], model, text_of)
+    if len(jobs) == 1:
+        return result_object(texts[0], model, text_of)
+    if error:
+        print(f"error: {error}", file=sys.stderr)
+    found = several_object(texts, model, text_of)
+    return {**found, "error": str(error)} if error else found
 
 
 def _follow(job: Job, printer: TextPrinter | None) -> WrittenText | None:
@@ -169,7 +179,8 @@ def _json_lines(
         try:
             result = write(worker, model, prompt, config, quiet=True)
         except CommandFailed as error:
-            result, status = {"prompt": prompt, "error": str(error)}, 1
+            result = {"prompt": prompt, "error": str(error)}
+        status = 1 if "error" in result else status
         print(json.dumps(result), flush=True)
         if result.get("finish_reason") == "cancelled":
             return 130

@@ -94,13 +94,14 @@ def summary(texts: Sequence[WrittenText], model: ModelInfo) -> str:
     all_of_it, started = total(texts), texts[0].started
     first_ms = min(text.end.timings.ttft_s for text in texts) * 1000
     number = f"{len(texts)} texts, " if started.config.num_return_sequences > 1 else ""
+    seed = f"seed {started.config.seed}, " if started.config.draws else ""
     reasons = [_ENDINGS.get(text.end.reason, text.end.reason) for text in texts]
     if len(set(reasons)) == 1:
         reasons = [r for r in reasons[:1] if r != _ENDINGS["length"]]
     line = (
         f"{number}{all_of_it.tokens} tokens in {all_of_it.seconds:.2f} s, "
         f"{all_of_it.tokens_per_s:.1f} tokens/s, first after {first_ms:.0f} ms, "
-        f"seed {started.config.seed}, {model.name} {model.precision} on {model.backend}"
+        f"{seed}{model.name} {model.precision} on {model.backend}"
     )
     return ", ".join([line, *reasons])
 

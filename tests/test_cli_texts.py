@@ -75,3 +75,16 @@ def test_of_a_long_prompt_it_is_said_what_the_model_sees(
     captured = capsys.readouterr()
     assert len(json.loads(captured.out)["token_ids"]) == 20
     assert captured.err == "note: of the prompt's 100 tokens the model sees 12\n"
+
+
+def test_beams_come_the_best_first(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--prompt", "The sun", "--method", "beam", "--beams", "4", "--max-tokens", "6"]
+    assert generate(*model, *args, "--n", "3", "--json", "--no-history") == 0
+    assert generate(*model, *args, "--no-history") == 0
+    captured = capsys.readouterr()
+    first, *rest = captured.out.split("\n", 1)
+    texts = json.loads(first)["texts"]
+    scores = [t["score"] for t in texts]
+    assert len(texts) == 3 and scores == sorted(scores, reverse=True)
+    assert rest == [f"The sun{texts[0]['text']}\n"]
+    assert "seed" not in captured.err, "nothing is drawn"

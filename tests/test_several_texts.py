@@ -166,12 +166,16 @@ def test_a_terminal_sees_how_far_beam_search_is(
     assert err.count("\r\x1b[K") == 2, "the line is removed again"
 
 
-def test_a_failure_ends_the_others_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    worker = Replay(text([" sun"]), [started(1), Failed(0, "no memory")], [started(2)])
+def test_what_was_written_beside_a_failure_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    worker = Replay(text([" sun"]), [started(1), Failed(0, "no memory")], text([" sea"], 2))
+    found = run(worker)
+    captured = capsys.readouterr()
+    assert captured.out.endswith("--- 2 of 3 ---\nThe\n--- 3 of 3 ---\nThe sea\n")
+    assert captured.err.splitlines()[-1] == "error: no memory"
+    assert [t["sequence"] for t in found["texts"]] == [0, 2]
+    assert found["error"] == "no memory"
     with pytest.raises(CommandFailed, match="no memory"):
-        run(worker)
-    assert worker.jobs[2].cancelled
-    assert capsys.readouterr().out.endswith("--- 2 of 3 ---\nThe\n")
+        run(Replay(*([started(i), Failed(0, "no memory")] for i in range(3))))
 
 
 def test_texts_given_up_before_they_began_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
