@@ -20,7 +20,6 @@ from rich.text import Text
 
 from engine.config import DECODING_METHODS, GenerationConfig
 from engine.events import Finished
-from engine.text_statistics import measure
 from engine.worker import Worker
 from examples.shared import config_from, finished, loaded, parser_for, run
 
@@ -36,13 +35,12 @@ def write_all(
 
 
 def panel(method: str, prompt: str, end: Finished, width: int) -> Panel:
-    """A method's text, in a frame that says how fast it was and how much repeats itself."""
-    times, repeats = end.timings, measure(end.token_ids)
+    """A method's text, in a frame that says how fast it was."""
+    times = end.timings
     return Panel(
         Text(prompt, style="dim") + Text(end.text, style="not dim"),
         title=method,
-        subtitle=f"{times.total_s:.2f} s, {times.tokens_per_s:.0f} tokens/s, "
-        f"distinct-2 {repeats.distinct_2:.2f}",
+        subtitle=f"{times.total_s:.2f} s, {times.tokens_per_s:.0f} tokens/s",
         width=width,
     )
 
