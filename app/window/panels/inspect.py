@@ -138,15 +138,9 @@ class Inspector:
         return hovered
 
     def _popover(self, ui: Ui, index: int, place: Rectangle) -> None:
-        left, top, _, bottom = place
         screen = imgui.get_io().display_size
         width = min(px(WIDTH), screen.x - px(16))
-        x = min(max(left - px(16), px(8)), screen.x - width - px(8))
-        y = bottom + px(4)
-        if y + self._height > screen.y - px(8):
-            above = top - px(4) - self._height
-            y = above if above >= px(8) else max(px(8), screen.y - px(8) - self._height)
-        imgui.set_next_window_position(x, y)
+        imgui.set_next_window_position(*_beside(place, width, self._height))
         imgui.set_next_window_size_constraints((width, 0), (width, screen.y - px(16)))
         flags = _FLAGS if self.pinned is not None else _FLAGS | imgui.WINDOW_NO_INPUTS
         imgui.push_style_var(imgui.STYLE_WINDOW_PADDING, (px(16), px(12)))
@@ -229,7 +223,7 @@ class Inspector:
     ) -> bool:
         left, top = imgui.get_cursor_pos()
         x, y = imgui.get_cursor_screen_pos()
-        height = imgui.get_text_line_height() + px(4)
+        height = imgui.get_text_line_height() + px(3)
         pressed = bool(imgui.invisible_button(f"row{number}", width, height)) and can
         hovered = can and imgui.is_item_hovered()
         draw = imgui.get_window_draw_list()
@@ -252,11 +246,11 @@ class Inspector:
         with fonts.use("ui_bold" if chosen else "ui"), widgets.colored(shade):
             imgui.text(widgets.elided(fonts.show(name), columns[0] - px(64)))
         with fonts.use("mono"):
-            _right(percent(row.logprob), left + columns[0], middle)
-            _right(percent(row.final_logprob), left + columns[1], middle)
+            _right(percent(row.logprob), left + columns[0], middle + px(2))
+            _right(percent(row.final_logprob), left + columns[1], middle + px(2))
         if row.removed_by or chosen:
             imgui.same_line(left + columns[2])
-            imgui.set_cursor_pos_y(middle)
+            imgui.set_cursor_pos_y(middle + px(1))
             with fonts.use("small"), widgets.colored("accent" if chosen else "dim"):
                 text = "chosen" if chosen else rule_name(row.removed_by)
                 imgui.text(widgets.elided(text, width - columns[2]))
@@ -292,6 +286,21 @@ class Inspector:
     def _branch(self, ui: Ui, row: Alternative) -> None:
         if self.pinned is not None and ui.state.branch(self.pinned, row.token_id):
             self.close()
+
+
+def _beside(place: Rectangle, width: float, height: float) -> tuple[float, float]:
+    """Where the popover goes: below the token, else above it, else to its right or left."""
+    left, top, right, bottom = place
+    screen, gap, edge = imgui.get_io().display_size, px(4), px(8)
+    x = min(max(left - px(16), edge), screen.x - width - edge)
+    if bottom + gap + height <= screen.y - edge:
+        return x, bottom + gap
+    if top - gap - height >= edge:
+        return x, top - gap - height
+    y = max(edge, screen.y - edge - height)
+    if right + edge + width <= screen.x - edge:
+        return right + edge, y
+    return max(edge, min(left - edge - width, x)), y
 
 
 def _summary(record: StepRecord) -> None:

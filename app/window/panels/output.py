@@ -16,6 +16,7 @@ from app.window.theme import px
 from app.window.ui import Ui
 
 PADDING = (16.0, 12.0)
+MARKED_TOKENS = 10  # whose places are remembered, for tests of the real window
 ACTIONS = ("Copy", "Export", "Continue from here")
 _ENDINGS = {
     "length": "",
@@ -66,6 +67,9 @@ class OutputPanel:
         if state.coloring != "off":
             hovered = text.token_at(result.hovered)
             self._inspector.draw(ui, hovered, text.token_at(result.clicked), text.rectangle)
+            for index in range(MARKED_TOKENS):
+                if (place := text.rectangle(index)) is not None:
+                    ui.rectangles[f"token.{index}"] = place
         elif text.is_dimmed(result.hovered):
             tooltips.delayed_tooltip("unseen", "The model no longer sees this part of the text.")
 
@@ -171,7 +175,7 @@ def _colour_switch(ui: Ui, width: float) -> None:
             _line(_sees(state.output), room - px(20))
             ui.mark("output.sees")
     with fonts.use("small"):
-        imgui.set_cursor_pos((left, top + imgui.get_text_line_height() + px(8)))
+        imgui.set_cursor_pos((left, top + imgui.get_text_line_height() + px(12)))
 
 
 def _legend(mode: str, room: float) -> float:
