@@ -132,6 +132,8 @@ class Option:
                 return False
             raise self._refusal(text)
         if self.kind is tuple:
+            if not text:
+                raise ConfigError(f"{self.name} cannot hold an empty text")
             return self.check((_ESCAPE.sub(lambda found: _ESCAPED[found[1]], text),))
         if self.choices:  # top-p and Top_P are top_p
             folded = text.strip().lower().replace("-", "_")

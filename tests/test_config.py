@@ -84,7 +84,7 @@ def test_a_text_of_a_list_may_hold_escapes() -> None:
     assert stop.parse(r"\n\t") == ("\n\t",)
     assert stop.parse(r"\\n") == (r"\n",)
     assert stop.parse(r"C:\dir") == (r"C:\dir",)
-    with pytest.raises(ConfigError, match="list of texts"):
+    with pytest.raises(ConfigError, match="empty text"):
         stop.parse("")
 
 

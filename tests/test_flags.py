@@ -57,7 +57,7 @@ def test_early_stopping_alone_means_true() -> None:
 @pytest.mark.parametrize(
     ("argv", "match"),
     [
-        (["--stop", ""], "a list of texts"),
+        (["--stop", ""], "stop cannot hold an empty text"),
         (["--max-toke", "3"], "unrecognized"),
         (["--early-stopping", "soon"], "one of false, true, never"),
         (["--n", "33"], "from 1 to 32"),
