@@ -123,13 +123,13 @@ def _in_words(value: Any) -> str:
 BUILT_IN = (
     Preset(
         "factual",
-        "Beam search: the most probable text as a whole; sober and nearly always the same.",
+        "Beam search: the most probable text as a whole, sober and steady.",
         {"decoding": "beam", "num_beams": 5, "no_repeat_ngram_size": 3},
         built_in=True,
     ),
     Preset(
         "deterministic",
-        "Always the most probable token, no three of them twice: the same text every time.",
+        "Always the most probable token, no three of them twice.",
         {"decoding": "greedy", "no_repeat_ngram_size": 3},
         built_in=True,
     ),
@@ -179,7 +179,7 @@ BUILT_IN = (
     ),
     Preset(
         "dialogue",
-        "One reply, up to the end of the line, where the prompt ends in a name and a colon.",
+        'One reply, to the end of its line; the prompt ends in "Name:".',
         {
             "decoding": "sampling",
             "temperature": 0.7,

@@ -200,3 +200,21 @@ def test_folders_that_cannot_be_used_are_a_notice(
 def test_settings_themselves_are_checked() -> None:
     with pytest.raises(ConfigError, match="zoom"):
         Settings(zoom=9.0)
+
+
+def test_settings_of_before_the_automatic_top_k_are_kept() -> None:
+    old = {"decoding": "sampling", "temperature": 0.9, "top_k": 50, "top_p": 0.95}
+    write({"version": 1, "generation": old, "theme": "light"})
+    settings, notice = load_settings()
+    assert notice is None and settings.generation == GenerationConfig(**old)
+    assert settings.preset is None and settings.before_preset == GenerationConfig()
+
+
+def test_lists_and_the_preset_are_remembered() -> None:
+    settings = Settings(
+        preset="night songs",
+        generation=GenerationConfig(stop=("\n", "\\n", "END "), banned_words=("war",)),
+        before_preset=GenerationConfig(logit_bias=("sun=5", "#3=-1")),
+    )
+    save_settings(settings)
+    assert load_settings() == (settings, None)

@@ -23,6 +23,7 @@ from engine.errors import ConfigError
 from engine.options import escaped
 
 AUTO = "auto"
+TO_AUTO = "use auto"  # the link that goes back to it
 REFUSAL_S = 6.0  # how long a slider says why it did not take what was typed
 _LOG_RATIO = 150  # ranges wider than this many steps are drawn on a logarithmic scale
 
@@ -187,16 +188,27 @@ def _auto_slider(option: Option, value: Any, key: str, auto: float | None) -> tu
     number = auto if value is None else value
     assert number is not None
     shown = format_value(option, number)
-    row = _row(option, number, shown, key, AUTO, note_is_link=not left, faint=left)
+    changed, new = _row(option, number, shown, key, AUTO if left else TO_AUTO, faint=left)
+    row = (changed, AUTO if new == TO_AUTO else new)
     return _taken(option, value, key, row)
 
 
 def _row(
-    option: Option, value: float, shown: str, key: str, note: str, **look: bool
+    option: Option, value: float, shown: str, key: str, note: str, faint: bool = False
 ) -> tuple[bool, float | str]:
     assert option.minimum is not None and option.maximum is not None
     scale = Scale(option.minimum, option.maximum, option.step)
-    return slider_row(option.label, value, scale, shown, describe(option), key, note, **look)
+    return slider_row(
+        option.label,
+        value,
+        scale,
+        shown,
+        describe(option),
+        key=key,
+        note=note,
+        note_is_link=note == TO_AUTO,
+        faint=faint,
+    )
 
 
 def _taken(option: Option, value: Any, key: str, row: tuple[bool, float | str]) -> tuple[bool, Any]:
@@ -236,9 +248,9 @@ def slider_row(
     scale: Scale,
     shown: str,
     tip: str = "",
+    *,
     key: str = "",
     note: str = "",
-    *,
     note_is_link: bool = False,
     faint: bool = False,
 ) -> tuple[bool, float | str]:
@@ -268,13 +280,14 @@ def _shown_value(
 ) -> bool:
     """The value and the note before it; returns whether the note was pressed."""
     pressed = False
+    below = imgui.get_cursor_pos_y()
     with fonts.use("mono"):
         left = width - imgui.calc_text_size(shown).x  # counted from the group's left edge
     if note:
         with fonts.use("small"):
             imgui.same_line(left - px(8) - imgui.calc_text_size(note).x)
         if note_is_link:
-            pressed = widgets.link_button(note, "Leave it to the program again.")
+            pressed = widgets.link_button(note, "Leave it to the program again.", color="accent")
         else:
             with fonts.use("small"):
                 imgui.text_colored(note, *theme.color("dim"))
@@ -285,6 +298,7 @@ def _shown_value(
         imgui.set_mouse_cursor(imgui.MOUSE_CURSOR_TEXT_INPUT)
         if imgui.is_mouse_double_clicked(0) or (imgui.is_mouse_clicked(0) and _ctrl()):
             _typing[key] = _Typing(shown.replace(",", ""))
+    imgui.set_cursor_pos_y(below)  # a link is higher than a word; the slider is not to jump
     return pressed
 
 
@@ -377,9 +391,10 @@ def _text(option: Option, value: Any, key: str) -> tuple[bool, Any]:
     finally:
         if field.error:
             imgui.pop_style_color()
-    widgets.tooltip(describe(option))
     if field.error:
         widgets.small(field.error, "bad")
+    else:
+        widgets.tooltip(describe(option))
     if not changed:
         return False, value
     field.text = clean_text(text)

@@ -56,12 +56,15 @@ def text_list(
     with widgets.group():
         widgets.label(option.label, tip)
         _add(rows, key, width)
-        errors = [_error(option, line, check) for line in rows.lines]
-        for index in range(len(rows.lines)):
-            if _line(rows, index, width, errors[index], tip):
-                break  # they have moved; the next frame draws the others
-    texts = [option.parse(line)[0] for line in rows.lines if not _error(option, line, check)]
-    rows.value = tuple(texts)
+        imgui.push_style_var(imgui.STYLE_ITEM_SPACING, (px(8), px(3)))
+        try:
+            for index, line in enumerate(tuple(rows.lines)):
+                if _line(rows, index, width, _error(option, line, check), tip):
+                    break  # they have moved; the next frame draws the others
+        finally:
+            imgui.pop_style_var()
+    fit = (line for line in rows.lines if _error(option, line, check) is None)
+    rows.value = tuple(option.parse(line)[0] for line in fit)
     return rows.value != value, rows.value
 
 
@@ -98,7 +101,8 @@ def _line(rows: _Rows, index: int, width: float, error: str | None, tip: str) ->
         rows.active = index
     elif rows.active == index:
         rows.active = None
-    widgets.tooltip(tip)
+    if not error:
+        widgets.tooltip(tip)
     imgui.same_line(spacing=0)
     removed = widgets.cross_button(f"remove {index}", cross, "Take this text away")
     if error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import imgui
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.window import clipboard, inputs, option_widget, text_list, tooltips, widgets
@@ -15,6 +15,8 @@ from app.window.option_widget import Scale, describe, format_value
 from app.window.option_widget import option_widget as draw_option
 from app.window.widgets import BannerResult
 from engine.config import GenerationConfig, LoadConfig, Option
+from engine.errors import ConfigError
+from engine.options import escaped
 from tests.window.headless import HeadlessImgui
 
 Point = tuple[float, float]
@@ -163,6 +165,41 @@ def test_an_optional_number_is_auto_when_empty(headless_imgui: HeadlessImgui) ->
     assert "seed must be" in option_widget._fields["seed"].error
 
 
+@pytest.fixture
+def refusals(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines in the colour of what is wrong, of all frames."""
+    said: list[str] = []
+    small = widgets.small
+
+    def note(text: str, color: str = "dim") -> None:
+        if color == "bad":
+            said.append(text)
+        small(text, color)
+
+    monkeypatch.setattr(widgets, "small", note)
+    return said
+
+
+def test_a_refused_value_is_explained_with_its_range_for_a_while(
+    headless_imgui: HeadlessImgui, refusals: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(option_widget.time, "monotonic", lambda: clock[0])
+    drawn = Drawn(headless_imgui, option(), 5)
+    headless_imgui.io.key_ctrl = True
+    drawn.click(drawn.spot.left + 10, drawn.spot.bottom - 6)
+    headless_imgui.io.key_ctrl = False
+    for _ in range(3):
+        headless_imgui.frame(drawn)
+    headless_imgui.frame(drawn, chars="99")
+    drawn.click(900, 700)
+    assert set(refusals) == {"amount must be a whole number from 0 to 10, not 99"}
+    clock[0] += option_widget.REFUSAL_S + 0.1
+    refusals.clear()
+    headless_imgui.frame(drawn)
+    assert refusals == [] and drawn.value == 5
+
+
 def test_the_program_may_change_a_focused_field(headless_imgui: HeadlessImgui) -> None:
     drawn = Drawn(headless_imgui, option(kind=str, default="", minimum=None, maximum=None), "old")
     drawn.click(*drawn.spot.middle)
@@ -173,8 +210,81 @@ def test_the_program_may_change_a_focused_field(headless_imgui: HeadlessImgui) -
     assert drawn.value == "new"
 
 
+STOP = GenerationConfig.options()["stop"]
+
+
+def add(drawn: Drawn, text: str) -> None:
+    """Press `+ Add`, at the right of the label, and type."""
+    drawn.click(drawn.spot.left + 290, drawn.spot.top + 8)
+    for _ in range(2):
+        drawn.context.frame(drawn)
+    drawn.context.frame(drawn, chars=text)
+    drawn.context.frame(drawn)
+
+
+def test_a_list_is_added_to_in_escapes_and_taken_from(headless_imgui: HeadlessImgui) -> None:
+    drawn = Drawn(headless_imgui, STOP, ())
+    add(drawn, "\\n\\n")
+    assert drawn.value == ("\n\n",)
+    add(drawn, "c:\\\\new END")
+    assert drawn.value == ("\n\n", "c:\\new END")
+    assert text_list._lists["stop"].lines == ["\\n\\n", "c:\\\\new END"]
+    height = headless_imgui.frame(imgui.get_frame_height)
+    drawn.click(drawn.spot.right - height / 2, drawn.spot.bottom - height * 1.6)
+    assert drawn.value == ("c:\\new END",)
+
+
+def test_enter_in_a_list_begins_the_next_text(headless_imgui: HeadlessImgui) -> None:
+    drawn = Drawn(headless_imgui, STOP, ())
+    add(drawn, "one")
+    headless_imgui.frame(drawn, keys=[inputs.KEY_ENTER])
+    assert headless_imgui.queue.keys == []
+    for _ in range(3):
+        headless_imgui.frame(drawn)
+    headless_imgui.frame(drawn, chars="two")
+    headless_imgui.frame(drawn)
+    assert drawn.value == ("one", "two")
+
+
+def test_an_empty_line_is_no_text(headless_imgui: HeadlessImgui) -> None:
+    drawn = Drawn(headless_imgui, STOP, ("one",))
+    add(drawn, "")
+    add(drawn, "")
+    assert drawn.value == ("one",) and text_list._lists["stop"].lines == ["one", ""]
+    drawn.value = ("other",)  # as a preset does
+    headless_imgui.frame(drawn)
+    assert drawn.value == ("other",) and text_list._lists["stop"].lines == ["other"]
+
+
+def test_a_text_that_the_list_may_not_hold_is_explained(
+    headless_imgui: HeadlessImgui, refusals: list[str]
+) -> None:
+    def check(text: str) -> None:
+        if text.isdigit():
+            raise ConfigError("no numbers here")
+
+    value: list[Any] = [("12", "a")]
+
+    def draw() -> None:
+        _, value[0] = draw_option(STOP, value[0], check=check)
+
+    headless_imgui.frame(draw)
+    headless_imgui.frame(draw)
+    assert refusals == ["no numbers here"] * 2
+    assert value == [("a",)] and text_list._lists["stop"].lines == ["12", "a"]
+
+
+@settings(derandomize=True)
+@given(st.text(min_size=1))
+def test_escaped_texts_are_read_back(text: str) -> None:
+    assert STOP.parse(escaped(text)) == (text,)
+    assert "\n" not in escaped(text) and "\t" not in escaped(text)
+
+
 def test_values_as_the_window_shows_them() -> None:
     options = GenerationConfig.options()
+    assert format_value(options["stop"], ("\n", "END")) == '"\\n", "END"'
+    assert format_value(options["stop"], ()) == "none"
     assert format_value(options["temperature"], 0.8) == "0.80"
     assert format_value(options["max_new_tokens"], 12_000) == "12,000"
     assert format_value(options["seed"], None) == "auto"
@@ -202,6 +312,7 @@ def test_a_wide_range_leaves_room_for_small_values() -> None:
     assert 0.05 < scale.position(25) < scale.position(400) < 0.5
 
 
+@settings(derandomize=True)
 @given(st.floats(0, 1))
 def test_sliders_give_multiples_of_the_step(position: float) -> None:
     value = Scale(0.01, 10, 0.05).value(position)

@@ -62,9 +62,10 @@ def _note(config: GenerationConfig, options: list[Option]) -> tuple[str, str]:
     """What a closed section has to say: how many options are not at their defaults."""
     changed = sum(getattr(config, option.name) != option.default for option in options)
     used = any(option.used_by(config.decoding) for option in options)
-    if changed:
-        return f"{changed} changed", "accent" if used else "dim"
-    return ("" if used else f"not with {config.decoding}"), "dim"
+    words = [f"{changed} changed"] if changed else []
+    if not used:
+        words.append(f"not with {config.decoding}")
+    return " \u00b7 ".join(words), "accent" if changed and used else "dim"
 
 
 def _option(ui: Ui, option: Option) -> None:
