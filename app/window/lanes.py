@@ -13,7 +13,17 @@ from enum import StrEnum
 from app.window import writing
 from app.window.records import Output
 from engine.config import GenerationConfig
-from engine.events import Beams, Cancelled, Event, Failed, Finished, Prefill, Started, Token
+from engine.events import (
+    Beams,
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    Prefill,
+    Reread,
+    Started,
+    Token,
+)
 from engine.text_statistics import TextStatistics
 
 STATISTICS_EVERY_S = 0.5  # while a text streams, and longer the longer it is
@@ -113,6 +123,8 @@ class Lane:
             self.beams = event
             self.output.timings = event.timings
             self.version += 1
+        elif isinstance(event, Reread):
+            writing.reread(self.output, event)
         elif isinstance(event, Finished):
             self._end(event)
         elif isinstance(event, Failed):

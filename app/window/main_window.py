@@ -151,7 +151,7 @@ class MainWindow:
         if ui.tab == "History":
             self._history.draw(ui, width, rest)
         elif ui.tab == "Duel":
-            self._duel.draw(ui, width, rest)
+            self._duel.draw(ui, width, rest, self._decoding.presets)
         else:
             prompt_height = self._prompt.draw(ui, width, rest)
             rest -= prompt_height + px(8)

@@ -45,6 +45,7 @@ class TextView:
         self.dimmed = (0, 0)
         self.streaming = False
         self.follow = True
+        self._reveal: int | None = None
         self._backgrounds: list[tuple[int, int, Rgba]] = []
         self._background_starts: list[int] = []
         self._area: Area | None = None  # of the last frame
@@ -154,6 +155,10 @@ class TextView:
         clipboard.current().set(self.selected_text)
         return True
 
+    def reveal(self, index: int) -> None:
+        """Scroll to a character, with the next frame."""
+        self._reveal, self.follow = index, False
+
     @property
     def scrollable(self) -> bool:
         """Whether there is more text than the view shows, so that the wheel moves it."""
@@ -176,6 +181,9 @@ class TextView:
             self._mouse(area)
             copied = self._keys(area)
             copied = self._menu() or copied
+            if self._reveal is not None:
+                surface.reveal(self._reveal)
+                self._reveal = None
             if self.follow:
                 surface.scroll_to(surface.max_scroll)
             self._draw_backgrounds(area)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
@@ -17,19 +16,11 @@ from engine.config import GenerationConfig
 from engine.events import Beams, Failed, Finished, Prefill, Started, Timings, Token
 from engine.presets import BUILT_IN
 from engine.step_record import StepRecord
+from tests.window.bench import SEED, Bench
 from tests.window.fakes import FakeJob, tiny_model
 from tests.window.headless import HeadlessImgui
-from tests.window.test_panels import SEED, Bench
 
 Rectangle = tuple[float, float, float, float]
-
-
-@pytest.fixture
-def bench(headless_imgui: HeadlessImgui, tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(headless_imgui, tmp_path)
-    yield made
-    made.background.close()
-    made.store.close()
 
 
 def started(bench: Bench, jobs: Sequence[FakeJob]) -> None:
@@ -264,6 +255,25 @@ def test_texts_part_are_measured_and_copied_as_a_table(bench: Bench) -> None:
     assert "Prompt: The sun" in table and f"Seed: {greedy.config.seed}" in table
     assert rows["Greedy"][1:] == ["4", "10.0", "-1.500", "0.500", "0.500", "2", "-", "length"]
     assert rows["Top-k"][1:] == ["3", "10.0", "-1.500", "1.000", "0.667", "0", "2", "length"]
+
+
+def test_a_click_on_where_it_parts_shows_the_place(bench: Bench) -> None:
+    jobs = duel(bench, "greedy", "top_k")
+    for number, (job, lane) in enumerate(zip(jobs, bench.state.duel, strict=True)):
+        tokens = [(1, "first"), (2 + number, f" place{number}")]
+        write(bench, job, lane, *tokens, *[(9, "\nmore")] * 200)
+    box = bench.ui.rectangles["duel.2"]
+
+    def copied_from_the_top() -> str:
+        for _ in range(2):
+            bench.click_at(box[0] + 24, box[1] + 70)
+        bench.press(inputs.KEY_C, MOD_CTRL)
+        return clipboard.current().get()
+
+    assert copied_from_the_top() == "more"  # the end is shown
+    bench.frames(60)  # or the clicks would be three and four of a row
+    bench.click("duel.2.parting")
+    assert copied_from_the_top() == "first"
 
 
 def test_a_text_is_taken_to_the_write_tab_with_its_settings(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from app.window.theme import px
 from app.window.ui import Ui
 from engine.config import GenerationConfig, Option
 from engine.errors import ConfigError
-from engine.presets import temperature_band
+from engine.presets import Preset, temperature_band
 from engine.word_rules import biased_sequences
 
 # What some options have beyond their declaration.
@@ -30,6 +30,11 @@ class DecodingPanel:
     def __init__(self) -> None:
         self._presets = PresetPanel()
         self._open: set[str] = set()
+
+    @property
+    def presets(self) -> tuple[Preset, ...]:
+        """All presets that can be chosen."""
+        return self._presets.known
 
     def draw(self, ui: Ui) -> None:
         """The preset, the main options, the last seed, then each section under its heading."""

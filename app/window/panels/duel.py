@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import imgui
 
 from app.window import clipboard, fonts, theme, widgets
@@ -16,6 +18,7 @@ from app.window.theme import px
 from app.window.ui import Ui
 from engine.errors import ConfigError
 from engine.philox import fresh_seed
+from engine.presets import Preset
 
 PADDING = (16.0, 12.0)
 MIN_LANES = 240.0  # height; where there is less the whole tab scrolls
@@ -43,6 +46,7 @@ class DuelPanel:
         self._editor = TextEditor(ui.state.prompt)
         self._seen = ui.state.prompt
         self._strip = LaneStrip("duel", compare=True)
+        self._all = data.contestants()
 
     def focus(self) -> None:
         """Let typing go to the prompt."""
@@ -62,7 +66,8 @@ class DuelPanel:
             return
         ui.state.start_duel(wanted)
 
-    def draw(self, ui: Ui, width: float, height: float) -> None:
+    def draw(self, ui: Ui, width: float, height: float, presets: Sequence[Preset]) -> None:
+        self._all = data.contestants(presets)
         flags = imgui.WINDOW_NO_SCROLL_WITH_MOUSE
         with widgets.child("duel tab", width, height, padding=None, background="bg", flags=flags):
             attract_typing(ui, self._editor)
@@ -91,9 +96,35 @@ class DuelPanel:
             duel,
             room,
             [copy_action(ui), use],
-            footer=lambda lane, inner: _figures(ui, lane, inner, line),
-            footer_height=len(_SHOWN) * line + px(10),
+            footer=lambda lane, inner: self._figures(ui, lane, inner, line),
+            footer_height=len(_SHOWN) * line + px(8),
         )
+
+    def _figures(self, ui: Ui, lane: Lane, width: float, line: float) -> None:
+        """The lane's figures, a line each."""
+        values = dict(zip(data.HEADINGS, data.figures(ui.state.duel, lane), strict=True))
+        first = lane.number == 0
+        if first:
+            values["Parts at"] = "(first text)"
+        x, y = imgui.get_cursor_screen_pos()
+        imgui.get_window_draw_list().add_line(
+            x, y, x + width, y, theme.u32("line"), max(1.0, px(1))
+        )
+        y += px(8)
+        for heading, tip in _SHOWN.items():
+            imgui.set_cursor_screen_pos((x, y))
+            pressed = imgui.invisible_button(heading, width, line)
+            leads = heading == "Parts at" and not first and values[heading] != "-"
+            hovered = leads and imgui.is_item_hovered()
+            if hovered:
+                imgui.set_mouse_cursor(imgui.MOUSE_CURSOR_HAND)
+            _figure(x, y, width, heading, values[heading], "accent" if hovered else "text")
+            widgets.tooltip(f"{heading}: {tip}{' Click to see it.' if leads else ''}")
+            if leads:
+                ui.mark(f"duel.{lane.number + 1}.parting")
+                if pressed:
+                    self._strip.show_parting(lane)
+            y += line
 
     # Above the lanes
 
@@ -138,12 +169,9 @@ class DuelPanel:
         if result.submitted:
             self.start(ui)
 
-    def _all(self) -> list[Contestant]:
-        return data.contestants()
-
     def _listed(self) -> list[Contestant]:
         """The methods, and the presets that were ticked once; the others are one click away."""
-        return [c for c in self._all() if c.preset is None or c.key in self._met]
+        return [c for c in self._all if c.preset is None or c.key in self._met]
 
     def _presets(self, ui: Ui, top: float, height: float) -> None:
         """A list of the presets to tick."""
@@ -154,12 +182,12 @@ class DuelPanel:
         ui.mark("duel.presets")
         with theme.popup_padding(), imgui.begin_popup("duel presets") as popup:
             if popup.opened:
-                for contestant in self._all():
+                for contestant in self._all:
                     if contestant.preset is not None:
                         self._tick(ui, contestant)
 
     def _ticked(self) -> list[Contestant]:
-        return [c for c in self._all() if c.key in self.chosen]
+        return [c for c in self._all if c.key in self.chosen]
 
     def _tick(self, ui: Ui, contestant: Contestant) -> None:
         changed, ticked = widgets.checkbox(
@@ -242,27 +270,12 @@ def _note(ui: Ui, left: float, top: float, room: float) -> None:
     )
 
 
-def _figures(ui: Ui, lane: Lane, width: float, line: float) -> None:
-    """The lane's figures, a line each."""
-    values = dict(zip(data.HEADINGS, data.figures(ui.state.duel, lane), strict=True))
-    if lane.number == 0:
-        values["Parts at"] = "the first text"
-    x, y = imgui.get_cursor_screen_pos()
+def _figure(x: float, y: float, width: float, name: str, value: str, shade: str) -> None:
     draw = imgui.get_window_draw_list()
-    y += px(4)
-    draw.add_line(x, y, x + width, y, theme.u32("line"), max(1.0, px(1)))
-    y += px(6)
-    for heading, tip in _SHOWN.items():
-        with fonts.use("small"):
-            draw.add_text(x, y, theme.u32("dim"), heading)
-        with fonts.use("mono"):
-            value = values[heading]
-            wide = imgui.calc_text_size(value).x
-            draw.add_text(x + width - wide, y, theme.u32("text"), value)
-        imgui.set_cursor_screen_pos((x, y))
-        imgui.dummy(width, line)
-        widgets.tooltip(f"{heading}: {tip}")
-        y += line
+    with fonts.use("small"):
+        draw.add_text(x, y, theme.u32("dim"), name)
+    with fonts.use("mono"):
+        draw.add_text(x + width - imgui.calc_text_size(value).x, y, theme.u32(shade), value)
 
 
 def _empty(height: float) -> None:

@@ -112,12 +112,19 @@ class LaneStrip:
                     if seen:
                         inner = plan.width - 2 * px(PADDING[0])
                         _header(ui, name, lane, inner, actions)
-                        room = plan.height - imgui.get_cursor_pos_y() - px(PADDING[1])
-                        self._text(ui, lanes, lane, view, inner, room - footer_height)
+                        bottom = plan.height - px(PADDING[1]) - footer_height
+                        room = bottom - imgui.get_cursor_pos_y() - (px(6) if footer else 0.0)
+                        self._text(ui, lanes, lane, view, inner, room)
                         if footer is not None:
+                            imgui.set_cursor_pos((px(PADDING[0]), bottom))
                             footer(lane, inner)
                 ui.mark(name)
         self._one_selection()
+
+    def show_parting(self, lane: Lane) -> None:
+        """Scroll a lane's text to where it leaves the first one."""
+        view = self._views[lane.number].text
+        view.reveal(view.prefix)
 
     def wheel(self) -> None:
         """Scroll the child around by the wheel, unless a text under the pointer takes it."""
@@ -152,10 +159,9 @@ class LaneStrip:
             widgets.small(lane.message, "bad")
             height -= imgui.get_cursor_pos_y() - top
         view.text.streaming = lane.status is LaneStatus.STREAMING and lane.beams is None
-        hovered = imgui.get_cursor_screen_pos()
+        x, y = imgui.get_cursor_screen_pos()
         if view.text.draw("text", width, max(height, 1.0)).copied:
             ui.say("selection copied")
-        x, y = hovered
         if view.text.scrollable and imgui.is_mouse_hovering_rect(x, y, x + width, y + height):
             self._taken = True
 

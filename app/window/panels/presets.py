@@ -57,6 +57,11 @@ class PresetPanel:
         self._naming: _Naming | None = None
         self._serials = count(1)
 
+    @property
+    def known(self) -> tuple[Preset, ...]:
+        """All presets, those of the program first."""
+        return self._presets
+
     def draw(self, ui: Ui) -> None:
         """One row to choose, a line on what has been changed since, a row of what can be done."""
         if not self._asked:
