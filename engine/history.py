@@ -83,6 +83,8 @@ _NAMES = (
     *("created", "finish_reason", "message", "hidden"),
 )
 _COLUMNS = ", ".join(f"n.{name}" for name in _NAMES)
+# Records are many times as long as their texts, and a list of texts needs none of them.
+_LIST_COLUMNS = _COLUMNS.replace("n.record_blob", "NULL")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Node:
     seed: int | None
     config: dict[str, Any]
     timings: dict[str, Any]
-    record_blob: bytes | None
+    record_blob: bytes | None  # as `engine.step_record` packs them; only `get` reads it
     created: float  # seconds since 1970, UTC
     finish_reason: str | None  # None while it is being written, and after a crash
     message: str  # why it failed
@@ -298,7 +300,9 @@ class HistoryStore:
         with self._reading() as db:
             _one(db, node_id)
             return _nodes(
-                db, f"SELECT {_COLUMNS} FROM node n WHERE n.parent = ? ORDER BY n.id", (node_id,)
+                db,
+                f"SELECT {_LIST_COLUMNS} FROM node n WHERE n.parent = ? ORDER BY n.id",
+                (node_id,),
             )
 
     def recent(self, limit: int = 50, offset: int = 0) -> list[Node]:
@@ -306,7 +310,7 @@ class HistoryStore:
         with self._reading() as db:
             return _nodes(
                 db,
-                f"SELECT {_COLUMNS} FROM node n WHERE {_LISTED} "
+                f"SELECT {_LIST_COLUMNS} FROM node n WHERE {_LISTED} "
                 "ORDER BY n.id DESC LIMIT ? OFFSET ?",
                 (max(0, limit), max(0, offset)),
             )
@@ -328,7 +332,7 @@ class HistoryStore:
             db.create_function("matches", 2, matches)
             return _nodes(
                 db,
-                f"""SELECT {_COLUMNS} FROM node n LEFT JOIN node p ON p.id = n.parent
+                f"""SELECT {_LIST_COLUMNS} FROM node n LEFT JOIN node p ON p.id = n.parent
                     WHERE {_LISTED} AND (:before IS NULL OR n.id < :before)
                     AND matches({_TEXT.format("p")}, {_TEXT.format("n")})
                     ORDER BY n.id DESC LIMIT :limit""",
@@ -352,7 +356,7 @@ class HistoryStore:
                         SELECT :id UNION ALL
                         SELECT node.parent FROM node JOIN up ON node.id = up.id
                         WHERE node.parent IS NOT NULL)
-                    SELECT {_COLUMNS} FROM node n JOIN up ON n.id = up.id ORDER BY n.id""",
+                    SELECT {_LIST_COLUMNS} FROM node n JOIN up ON n.id = up.id ORDER BY n.id""",
                 {"id": node_id},
             )
 

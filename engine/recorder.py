@@ -18,6 +18,7 @@ from engine.draft import DRAFT_NAME, save_draft
 from engine.errors import HistoryError, StorageError
 from engine.events import Cancelled, Event, Failed, Finished, Started, Timings, Token
 from engine.history import HistoryStore
+from engine.step_record import StepRecord, to_bytes
 
 _FIRST_RETRY_S = 0.5
 _LONGEST_RETRY_S = 30.0
@@ -40,6 +41,7 @@ class _Recording:
     node: int | None = None
     text: list[str] = field(default_factory=list)  # not written yet
     token_ids: list[int] = field(default_factory=list)  # not written yet
+    records: list[StepRecord | None] = field(default_factory=list)  # of all tokens
     timings: Timings = field(default_factory=Timings)
     end: Finished | Failed | Cancelled | None = None
 
@@ -150,6 +152,7 @@ class HistoryRecorder:
             if isinstance(event, Token):
                 recording.text.append(event.text)
                 recording.token_ids.append(event.token_id)
+                recording.records.append(event.record)
                 recording.timings = event.timings
             elif isinstance(event, (Finished, Failed, Cancelled)):
                 recording.end = event
@@ -200,17 +203,24 @@ class HistoryRecorder:
         end = recording.end
         timings = dataclasses.asdict(recording.timings)
         if isinstance(end, Finished):
-            timings = dataclasses.asdict(end.timings)
-            self._store.finish(node, end.reason, timings, text=end.text, token_ids=end.token_ids)
+            self._store.finish(
+                node,
+                end.reason,
+                dataclasses.asdict(end.timings),
+                text=end.text,
+                token_ids=end.token_ids,
+                record_blob=_packed(recording),
+            )
             return
         if recording.token_ids:
             self._store.append_text(node, "".join(recording.text), recording.token_ids)
             recording.text.clear()
             recording.token_ids.clear()
         if isinstance(end, Failed):
-            self._store.finish(node, "failed", timings, message=end.message)
+            blob = _packed(recording)
+            self._store.finish(node, "failed", timings, message=end.message, record_blob=blob)
         elif isinstance(end, Cancelled):
-            self._store.finish(node, "cancelled", timings)
+            self._store.finish(node, "cancelled", timings, record_blob=_packed(recording))
 
     def _begin(self, recording: _Recording) -> int:
         started = recording.started
@@ -236,3 +246,9 @@ class HistoryRecorder:
             save_draft(draft, self._draft_path)
             self._draft_written = draft
             self._draft_due = time.monotonic() + _DRAFT_S
+
+
+def _packed(recording: _Recording) -> bytes | None:
+    """How the tokens were chosen, where that was recorded."""
+    known = any(record is not None for record in recording.records)
+    return to_bytes(recording.records) if known else None

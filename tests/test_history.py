@@ -75,6 +75,7 @@ def test_a_node_keeps_all_that_made_it(path: Path) -> None:
         assert found.config == {"temperature": 0.8, "top_k": 50}
         assert found.timings == {"total_s": 1.25}
         assert found.record_blob == b"\x00\xff"
+        assert [n.record_blob for n in store.recent()] == [None]  # lists are read without it
         assert (found.finish_reason, found.message, found.hidden) == ("length", "", False)
         assert store.get(prompt).created == 12.5
         assert store.full_text(node) == "The sun sets"

@@ -19,9 +19,20 @@ from engine import recorder as recorder_module
 from engine.config import GenerationConfig
 from engine.draft import draft_path, load_draft, save_draft
 from engine.errors import HistoryError
-from engine.events import Cancelled, Failed, Finished, Loading, ModelInfo, Started, Timings, Token
+from engine.events import (
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    Loading,
+    ModelInfo,
+    Started,
+    Timings,
+    Token,
+)
 from engine.history import HistoryStore, open_history
 from engine.recorder import HistoryRecorder
+from engine.step_record import Alternative, RuleEffect, StepRecord, from_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ModelInfo(
@@ -115,6 +126,46 @@ def test_a_generation_is_kept_with_all_that_made_it(
     assert node.finish_reason == "length"
     assert before <= node.created <= time.time()
     assert store.full_text(node_id) == "The sun sets"
+
+
+RECORD = StepRecord(
+    5, -1.0, -0.5, 0, 2.0, (Alternative(5, -1.0, None, "top_k"),), (RuleEffect("top_k", 3, 0.5),)
+)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        finished(1, " sets", 2),
+        Finished(1, "cancelled", " sets", (100, 101), Timings()),
+        Failed(1, "out of memory; take int8", "OutOfMemoryError"),
+        Cancelled(1),
+    ],
+)
+def test_records_are_kept_however_a_text_ends(
+    store: HistoryStore, recorder: HistoryRecorder, end: Event
+) -> None:
+    recorder.observe(started(1, "The sun"))
+    recorder.observe(Token(1, 0, 100, " se", Timings(), RECORD))
+    assert recorder.flush()  # what is written while it streams does not cost the records
+    recorder.observe(token(1, 1, "ts"))
+    recorder.observe(end)
+    assert recorder.flush()
+    node_id = recorder.node_of(1)
+    assert node_id is not None
+    blob = store.get(node_id).record_blob
+    assert blob is not None and from_bytes(blob) == [RECORD, None]
+
+
+def test_a_text_without_records_costs_no_room_for_them(
+    store: HistoryStore, recorder: HistoryRecorder
+) -> None:
+    recorder.observe(started(1, "The sun"))
+    recorder.observe(token(1, 0, " sets"))
+    recorder.observe(finished(1, " sets", 1))
+    assert recorder.flush()
+    node_id = recorder.node_of(1)
+    assert node_id is not None and store.get(node_id).record_blob is None
 
 
 def test_text_is_on_the_disk_while_it_streams(
@@ -367,6 +418,7 @@ import sys, time
 from pathlib import Path
 from engine.history import HistoryStore
 from engine.recorder import HistoryRecorder
+from engine.step_record import Alternative, RuleEffect, StepRecord, from_bytes
 from tests.test_recorder import started, token
 
 recorder = HistoryRecorder(HistoryStore(Path(sys.argv[1])))

@@ -6,7 +6,8 @@ All reading and writing happens on the background thread; the panel draws what h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from engine.config import GenerationConfig
 from engine.errors import ConfigError
 from engine.events import Timings
 from engine.history import HistoryStore, Node
+from engine.step_record import StepRecord, from_bytes
+
+log = logging.getLogger(__name__)
 
 PAGE = 100
 PROMPT_TAIL = 80  # characters of the prompt kept for the list
@@ -33,6 +37,15 @@ class _Page:
     total: int
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """What a look at one entry brought."""
+
+    node: int
+    prompt: str
+    records: list[StepRecord | None]
+
+
 class Past:
     """A list of history entries, newest first, that grows as it is scrolled."""
 
@@ -47,6 +60,7 @@ class Past:
         self.prompts: dict[int, str] = {}  # the end of what each entry continues
         self.selected: Node | None = None
         self.selected_prompt: str | None = None  # None until it has been read
+        self._records: list[StepRecord | None] = []  # of the selected entry's tokens
         self.total: int | None = None
         self.loading = False
         self.complete = False  # the list holds all there is
@@ -73,19 +87,19 @@ class Past:
 
     def select(self, node: Node) -> None:
         """Show an entry's details."""
-        self.selected, self.selected_prompt = node, None
-        self._background.submit(
-            "history entry",
-            lambda: (node.id, self._store.prompt_of(node.id)),
-            self._take_prompt,
-            self._failed,
-        )
+        self.selected, self.selected_prompt, self._records = node, None, []
+
+        def read() -> _Entry:
+            prompt = self._store.prompt_of(node.id)
+            return _Entry(node.id, prompt, read_records(self._store.get(node.id)))
+
+        self._background.submit("history entry", read, self._take_entry, self._failed)
 
     def selected_output(self) -> Output | None:
         """The selected entry for the output view, once it has been read."""
         if self.selected is None or self.selected_prompt is None:
             return None
-        return as_output(self.selected, self.selected_prompt)
+        return as_output(self.selected, self.selected_prompt, self._records)
 
     def hide(self, node: Node) -> None:
         """Remove an entry from the list; `unhide` brings it back."""
@@ -128,23 +142,35 @@ class Past:
         self.prompts = page.prompts if page.before is None else self.prompts | page.prompts
         self.complete = len(page.found) < page.limit
 
-    def _take_prompt(self, answer: tuple[int, str]) -> None:
-        node_id, prompt = answer
-        if self.selected is not None and self.selected.id == node_id:
-            self.selected_prompt = prompt
+    def _take_entry(self, entry: _Entry) -> None:
+        if self.selected is not None and self.selected.id == entry.node:
+            self.selected_prompt, self._records = entry.prompt, entry.records
 
     def _failed(self, error: Exception) -> None:
         self.loading = False
         self._report(error, "reading the history")
 
 
-def as_output(node: Node, prompt: str) -> Output:
+def read_records(node: Node) -> list[StepRecord | None]:
+    """How a text's tokens were chosen; nothing where that was not kept, or is damaged."""
+    if node.record_blob is None:
+        return []
+    try:
+        records = from_bytes(node.record_blob)
+    except ValueError as error:
+        log.warning("history entry %d: %s; it is shown without colours", node.id, error)
+        return []
+    return records if len(records) == len(node.token_ids) else []
+
+
+def as_output(node: Node, prompt: str, records: Sequence[StepRecord | None] = ()) -> Output:
     """A history entry as the output view shows it."""
     generated = node.kind == "generation"
     return Output(
         prompt=prompt if generated else prompt + node.text,
         text=node.text if generated else "",
         token_ids=list(node.token_ids),
+        records=list(records),
         timings=_timings(node),
         config=_config(node),
         model_name=node.model,

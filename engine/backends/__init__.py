@@ -76,9 +76,7 @@ def find(name: str) -> BackendSpec:
     raise ConfigError(f"there is no backend {name!r}; there are: {names}")
 
 
-def resolve(
-    backend: str | None, precision: str | None, model: str
-) -> tuple[BackendSpec, str]:
+def resolve(backend: str | None, precision: str | None, model: str) -> tuple[BackendSpec, str]:
     """The backend and precision meant by a LoadConfig, None standing for the model's default.
 
     Raises ConfigError for an unknown name or a precision the backend does not have, and

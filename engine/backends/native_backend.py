@@ -25,7 +25,6 @@ from engine.threads import default_threads
 log = logging.getLogger(__name__)
 
 
-
 class NativeBackend(CachedBackend[Cache]):
     """See engine.backends.base.Backend; also engine.fast_path.ManySteps."""
 

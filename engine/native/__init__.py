@@ -1,15 +1,15 @@
 """The project's own GPT-2 inference on the CPU: Numba and LLVM, no compiler at the user's.
 
-    cpu.py       which instructions this CPU gets
-    jit.py       where compiled code is kept; importing it is what imports Numba
-    simd.py      vectors of 16 floats, exp, GELU, atomics, pause
-    kernels.py   the types that say how weights are held, and their register tiles
-    matmul.py    a linear layer over many rows
-    attention.py keys, values, softmax
-    forward.py   one pass of the model over a batch of rows
-    sample.py    from logits to a token
-    decode.py    many steps in one call
-    team.py      the threads
-    pack.py      quantise and repack a checkpoint; the packed cache on disk
-    roofline.py  what this machine's memory can deliver
+cpu.py       which instructions this CPU gets
+jit.py       where compiled code is kept; importing it is what imports Numba
+simd.py      vectors of 16 floats, exp, GELU, atomics, pause
+kernels.py   the types that say how weights are held, and their register tiles
+matmul.py    a linear layer over many rows
+attention.py keys, values, softmax
+forward.py   one pass of the model over a batch of rows
+sample.py    from logits to a token
+decode.py    many steps in one call
+team.py      the threads
+pack.py      quantise and repack a checkpoint; the packed cache on disk
+roofline.py  what this machine's memory can deliver
 """

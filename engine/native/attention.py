@@ -62,7 +62,6 @@ def _load_cached(builder: Builder, kernel: Any, address: Value) -> Value:
     return emit_bf16_to_f32(builder, load(builder, address, vector(I16), 2))
 
 
-
 @intrinsic
 def cache_bytes(typing_context: Any, kernel: Any) -> Any:
     """Kernel.cache_bytes, as a constant."""
@@ -71,7 +70,6 @@ def cache_bytes(typing_context: Any, kernel: Any) -> Any:
         return constant(I64, kernel.kernel.cache_bytes)
 
     return types.intp(kernel), generate
-
 
 
 @intrinsic
@@ -164,7 +162,6 @@ def _scores(
     return types.void(kernel, rows, *[types.intp] * 6), generate
 
 
-
 @intrinsic
 def _outputs(
     typing_context: Any,
@@ -206,7 +203,6 @@ def _outputs(
         return context.get_dummy_value()
 
     return types.void(kernel, rows, vectors, *[types.intp] * 7), generate
-
 
 
 @helper
@@ -302,7 +298,6 @@ def _hand_out(source: int, target: int, head_width: int, factor: float) -> None:
         store_f32(target + 4 * i, mul(load_f32(source + 4 * i), scale))
     for i in range(whole, head_width):
         write_f32(target + 4 * i, float32(read_f32(source + 4 * i) * factor))
-
 
 
 @helper

@@ -193,9 +193,7 @@ def _activations(
         row = i if row_map == 0 else read_i64(row_map + 8 * i)
         values = source + row * source_stride
         if norm != 0:
-            layer_norm(
-                values, scratch + p.normed, norm, model.width, model.groups, model.epsilon
-            )
+            layer_norm(values, scratch + p.normed, norm, model.width, model.groups, model.epsilon)
             values = scratch + p.normed
         prepare(kernel, values, target + i * stride, groups)
     if rows > PRIVATE_ROWS:

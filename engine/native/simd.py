@@ -71,7 +71,6 @@ f32x16 = Vector("f32x16", V_F32)
 f64x16 = Vector("f64x16", V_F64)
 
 
-
 # -- building blocks for code generation ---------------------------------------------------------
 
 
@@ -223,9 +222,7 @@ def emit_f16_to_f32(builder: Builder, bits: Value, native: bool) -> Value:
         builder.bitcast(magnitude, vector(F32, lanes)), constant(vector(F32, lanes), 2.0**112)
     )
     sign = builder.shl(builder.and_(wide, constant(wide.type, 0x8000)), constant(wide.type, 16))
-    return builder.bitcast(
-        builder.or_(builder.bitcast(value, wide.type), sign), vector(F32, lanes)
-    )
+    return builder.bitcast(builder.or_(builder.bitcast(value, wide.type), sign), vector(F32, lanes))
 
 
 # -- intrinsics: functions for Numba code --------------------------------------------------------
@@ -385,9 +382,7 @@ def exp(builder: Builder, v: Value) -> Value:
 @_define(f32x16, (f32x16,))
 def gelu_tanh(builder: Builder, x: Value) -> Value:
     """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), as x / (1 + exp(-2 ...))."""
-    cubic = muladd(
-        builder, builder.fmul(x, x), constant(V_F32, 0.044715), constant(V_F32, 1.0)
-    )
+    cubic = muladd(builder, builder.fmul(x, x), constant(V_F32, 0.044715), constant(V_F32, 1.0))
     inner = builder.fmul(builder.fmul(x, cubic), constant(V_F32, -2.0 * math.sqrt(2.0 / math.pi)))
     return builder.fdiv(x, builder.fadd(emit_exp(builder, inner), constant(V_F32, 1.0)))
 

@@ -25,6 +25,7 @@ from engine.events import (
     Token,
 )
 from engine.history import HistoryStore
+from engine.step_record import StepRecord, to_bytes
 from tests.window.fakes import FakeRecorder, FakeWorker, tiny_model
 
 
@@ -282,6 +283,30 @@ def test_past_lists_searches_hides_and_restores(bench: Bench, tmp_path: Path) ->
     past.unhide()
     wait_for(bench, lambda: len(past.entries) == 1)
     store.close()
+
+
+def test_records_come_back_from_the_history_and_damaged_ones_cost_only_the_colours(
+    bench: Bench, tmp_path: Path
+) -> None:
+    record = StepRecord(1, -1.0, -1.0, 0, 2.0, (), ())
+    for blob, expected in (
+        (to_bytes([record, None]), [record, None]),
+        (to_bytes([record]), []),  # not as many as tokens
+        (b"\x00nonsense", []),
+        (None, []),
+    ):
+        with HistoryStore(tmp_path / f"{len(blob or b'')}.sqlite") as store:
+            node = store.add("generation", parent=store.attach_prompt("The sun"), token_ids=[1, 2])
+            store.finish(node, "length", text=" sets on", record_blob=blob)
+            past = Past(store, bench.background, bench.session.report)
+            past.refresh()
+            wait_for(bench, lambda past=past: not past.loading)  # type: ignore[misc]
+            past.select(past.entries[0])
+            wait_for(bench, lambda past=past: past.selected_output() is not None)  # type: ignore[misc]
+            output = past.selected_output()
+            assert output is not None and output.text == " sets on"
+            assert output.records == expected
+    assert bench.state.banners == []
 
 
 def test_a_history_that_cannot_be_read_is_reported(bench: Bench, tmp_path: Path) -> None:
