@@ -45,7 +45,6 @@ class TextView:
         self.dimmed = (0, 0)
         self.streaming = False
         self.follow = True
-        self._reveal: int | None = None
         self._backgrounds: list[tuple[int, int, Rgba]] = []
         self._background_starts: list[int] = []
         self._area: Area | None = None  # of the last frame
@@ -155,14 +154,10 @@ class TextView:
         clipboard.current().set(self.selected_text)
         return True
 
-    def reveal(self, index: int) -> None:
-        """Scroll to a character, with the next frame."""
-        self._reveal, self.follow = index, False
-
-    @property
-    def scrollable(self) -> bool:
-        """Whether there is more text than the view shows, so that the wheel moves it."""
-        return self._surface.max_scroll > 0
+    def takes_wheel(self, wheel: float) -> bool:
+        """Whether turning the wheel so (above 0: up) would move the text."""
+        surface = self._surface
+        return surface.scroll > 0 if wheel > 0 else surface.scroll < surface.max_scroll - 1
 
     @property
     def focused(self) -> bool:
@@ -181,9 +176,6 @@ class TextView:
             self._mouse(area)
             copied = self._keys(area)
             copied = self._menu() or copied
-            if self._reveal is not None:
-                surface.reveal(self._reveal)
-                self._reveal = None
             if self.follow:
                 surface.scroll_to(surface.max_scroll)
             self._draw_backgrounds(area)

@@ -180,6 +180,8 @@ class DuelPanel:
         if widgets.link_button(PRESETS, "Presets can be ticked as well.", color="text"):
             imgui.open_popup("duel presets")
         ui.mark("duel.presets")
+        low, high = imgui.get_item_rect_min(), imgui.get_item_rect_max()
+        imgui.set_next_window_position(low.x, high.y + px(8), imgui.APPEARING)
         with theme.popup_padding(), imgui.begin_popup("duel presets") as popup:
             if popup.opened:
                 for contestant in self._all:
@@ -261,8 +263,9 @@ def _note(ui: Ui, left: float, top: float, room: float) -> None:
     shown = f"seed {seed}" if seed is not None else "a fresh seed"
     text = f"{decoding.max_new_tokens:,} tokens each \u00b7 {shown}"
     with fonts.use("small"), widgets.colored("dim"):
+        fits = next((t for t in (text, shown) if imgui.calc_text_size(t).x <= room), "\u2026")
         imgui.set_cursor_pos((left, top + (px(BUTTON_HEIGHT) - imgui.get_font_size()) / 2))
-        imgui.text(widgets.elided(text, room))
+        imgui.text(fits)
     ui.mark("duel.note")
     widgets.tooltip(
         f"{text}\nAll write from the same prompt with the same seed. Length and the other "

@@ -127,7 +127,8 @@ class LaneStrip:
         view.reveal(view.prefix)
 
     def wheel(self) -> None:
-        """Scroll the child around by the wheel, unless a text under the pointer takes it."""
+        """Scroll the child around by the wheel, unless a text under the pointer takes it. A text at
+        its end does not."""
         wheel = imgui.get_io().mouse_wheel
         if wheel and not self._taken and imgui.is_window_hovered(imgui.HOVERED_CHILD_WINDOWS):
             imgui.set_scroll_y(imgui.get_scroll_y() - wheel * px(60))
@@ -160,10 +161,10 @@ class LaneStrip:
             height -= imgui.get_cursor_pos_y() - top
         view.text.streaming = lane.status is LaneStatus.STREAMING and lane.beams is None
         x, y = imgui.get_cursor_screen_pos()
+        if imgui.is_mouse_hovering_rect(x, y, x + width, y + height):
+            self._taken = view.text.takes_wheel(imgui.get_io().mouse_wheel)
         if view.text.draw("text", width, max(height, 1.0)).copied:
             ui.say("selection copied")
-        if view.text.scrollable and imgui.is_mouse_hovering_rect(x, y, x + width, y + height):
-            self._taken = True
 
     def _one_selection(self) -> None:
         """Ctrl+C copies a selection, so there is one at a time: that of the text clicked last."""
