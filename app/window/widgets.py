@@ -159,8 +159,8 @@ def section(title: str, is_open: bool = True) -> bool:
     return is_open
 
 
-def subsection(title: str, is_open: bool, note: str = "", color: str = "accent") -> bool:
-    """As `section`, one level below: lighter, with room for a note at its right."""
+def subsection(title: str, is_open: bool, notes: Sequence[str] = (), color: str = "accent") -> bool:
+    """As `section`, one level below: lighter, with as many notes at its right as have room."""
     with fonts.use("small"):
         height = imgui.get_text_line_height() + px(8)
         x, y = imgui.get_cursor_screen_pos()
@@ -170,9 +170,12 @@ def subsection(title: str, is_open: bool, note: str = "", color: str = "accent")
         shade = "text" if imgui.is_item_hovered() or is_open else "dim"
         draw = imgui.get_window_draw_list()
         draw.add_text(x + px(16), y + px(4), _u32(shade), title)
-        if note:
-            left = x + width - imgui.calc_text_size(note).x
-            draw.add_text(left, y + px(4), _u32(color), note)
+        room = width - imgui.calc_text_size(title).x - px(28)
+        for count in range(len(notes), 0, -1):
+            note = " \u00b7 ".join(notes[:count])
+            if (wide := imgui.calc_text_size(note).x) <= room:
+                draw.add_text(x + width - wide, y + px(4), _u32(color), note)
+                break
     _hand()
     _chevron(x + px(5), y + height / 2, px(3.5), is_open, shade)
     return is_open

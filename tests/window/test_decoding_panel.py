@@ -16,7 +16,7 @@ from tests.window.bench import Bench
 
 OPTIONS = GenerationConfig.options()
 SECTIONS = list(dict.fromkeys(option.section for option in OPTIONS.values() if option.section))
-Notes = dict[str, tuple[str, str]]
+Notes = dict[str, tuple[list[str], str]]
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +41,9 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
     said: Notes = {}
     draw = widgets.subsection
 
-    def note(title: str, is_open: bool, text: str = "", color: str = "accent") -> bool:
-        said[title] = (text, color)
-        return draw(title, is_open, text, color)
+    def note(title: str, is_open: bool, texts: Any, color: str) -> bool:
+        said[title] = (texts, color)
+        return draw(title, is_open, texts, color)
 
     monkeypatch.setattr(widgets, "subsection", note)
     return said
@@ -119,15 +119,15 @@ def test_every_option_is_in_the_panel_and_the_sections_begin_closed(tall: Bench)
 
 def test_a_heading_counts_what_is_not_at_its_default(tall: Bench, notes: Notes) -> None:
     tall.frame()
-    assert notes["Length and number"] == ("", "dim")
+    assert notes["Length and number"] == ([], "dim")
     tall.state.decoding = GenerationConfig(stop=("x",), num_return_sequences=2, num_beams=3)
     tall.frame()
-    assert notes["Length and number"] == ("2 changed", "accent")
-    assert notes["Beam search"] == ("1 changed \u00b7 not with sampling", "dim")
+    assert notes["Length and number"] == (["2 changed"], "accent")
+    assert notes["Beam search"] == (["1 changed", "not with sampling"], "dim")
     tall.state.decoding = GenerationConfig(decoding="beam", num_beams=3)
     tall.frame()
-    assert notes["Beam search"] == ("1 changed", "accent")
-    assert notes["More sampling"] == ("not with beam", "dim")
+    assert notes["Beam search"] == (["1 changed"], "accent")
+    assert notes["More sampling"] == (["not with beam"], "dim")
 
 
 @pytest.mark.parametrize("method", DECODING_METHODS)

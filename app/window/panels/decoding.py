@@ -52,9 +52,9 @@ class DecodingPanel:
             self._section(ui, name, options)
 
     def _section(self, ui: Ui, name: str, options: list[Option]) -> None:
-        note, color = _note(ui.state.decoding, options)
+        notes, color = _notes(ui.state.decoding, options)
         was_open = name in self._open
-        if widgets.subsection(name, was_open, note, color) != was_open:
+        if widgets.subsection(name, was_open, notes, color) != was_open:
             self._open ^= {name}
         ui.mark(f"group.{name}")
         if name in self._open:
@@ -63,14 +63,14 @@ class DecodingPanel:
             imgui.dummy(0, px(4))
 
 
-def _note(config: GenerationConfig, options: list[Option]) -> tuple[str, str]:
-    """What a closed section has to say: how many options are not at their defaults."""
+def _notes(config: GenerationConfig, options: list[Option]) -> tuple[list[str], str]:
+    """What a heading has to say: how many options are not at their defaults, and if it matters."""
     changed = sum(getattr(config, option.name) != option.default for option in options)
     used = any(option.used_by(config.decoding) for option in options)
-    words = [f"{changed} changed"] if changed else []
+    notes = [f"{changed} changed"] if changed else []
     if not used:
-        words.append(f"not with {config.decoding}")
-    return " \u00b7 ".join(words), "accent" if changed and used else "dim"
+        notes.append(f"not with {config.decoding}")
+    return notes, "accent" if changed and used else "dim"
 
 
 def _option(ui: Ui, option: Option) -> None:
@@ -109,7 +109,8 @@ def _contradiction(ui: Ui) -> None:
 def _last_seed(ui: Ui) -> None:
     state = ui.state
     if state.last_seed is None:
-        widgets.small("Empty: every text draws a fresh seed, shown here.")
+        if state.decoding.seed is None:
+            widgets.small("Empty: every text draws a fresh seed, shown here.")
         return
     widgets.label("Last seed", "The seed that the text shown was made with.")
     imgui.same_line(spacing=px(8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from textwrap import shorten
 
 import imgui
 
@@ -74,9 +75,13 @@ class PresetPanel:
             index = self._presets.index(chosen)
             if changed := chosen.differences(ui.state.decoding):
                 names[index] += ", changed"
-        details = [preset.description or preset.summary for preset in self._presets]
+        details = [
+            shorten(preset.description or preset.summary, 64, placeholder=" \u2026")
+            for preset in self._presets
+        ]
+        tip = f"{chosen.description}\nIt sets: {chosen.summary}\n\n{TIP}" if chosen else TIP
         picked, index = widgets.combo(
-            "Preset", names, index, details=details, tip=TIP, empty="your own settings"
+            "Preset", names, index, details=details, tip=tip.strip(), empty="your own settings"
         )
         ui.mark("preset")
         if picked:
