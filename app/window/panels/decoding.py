@@ -30,6 +30,7 @@ class DecodingPanel:
     def __init__(self) -> None:
         self._presets = PresetPanel()
         self._open: set[str] = set()
+        self._resolved = (GenerationConfig(), GenerationConfig().resolved())
 
     @property
     def presets(self) -> tuple[Preset, ...]:
@@ -45,7 +46,7 @@ class DecodingPanel:
         for option in GenerationConfig.options().values():
             sections.setdefault(option.section, []).append(option)
         for option in sections.pop(""):
-            _option(ui, option)
+            self._option(ui, option)
         _last_seed(ui)
         imgui.dummy(0, px(2))
         for name, options in sections.items():
@@ -59,8 +60,30 @@ class DecodingPanel:
         ui.mark(f"group.{name}")
         if name in self._open:
             for option in options:
-                _option(ui, option)
+                self._option(ui, option)
             imgui.dummy(0, px(4))
+
+    def _option(self, ui: Ui, option: Option) -> None:
+        state = ui.state
+        value = getattr(state.decoding, option.name)
+        with widgets.disabled(_why_unused(option, state.decoding.decoding)):
+            changed, new = option_widget(
+                option,
+                value,
+                auto=self._auto(state.decoding, option) if value is None else None,
+                word=_WORDS[option.name](value) if option.name in _WORDS else "",
+                check=_CHECKS.get(option.name, lambda text: None),
+            )
+        ui.mark(f"option.{option.name}")
+        if changed:
+            state.decoding = state.decoding.replace(**{option.name: new})
+
+    def _auto(self, config: GenerationConfig, option: Option) -> float | None:
+        """What `auto` comes to, worked out again only for other options: frames are many."""
+        if self._resolved[0] is not config:
+            self._resolved = config, config.resolved()
+        number: float | None = getattr(self._resolved[1], option.name)
+        return number
 
 
 def _notes(config: GenerationConfig, options: list[Option]) -> tuple[list[str], str]:
@@ -71,22 +94,6 @@ def _notes(config: GenerationConfig, options: list[Option]) -> tuple[list[str], 
     if not used:
         notes.append(f"not with {config.decoding}")
     return notes, "accent" if changed and used else "dim"
-
-
-def _option(ui: Ui, option: Option) -> None:
-    state = ui.state
-    value = getattr(state.decoding, option.name)
-    with widgets.disabled(_why_unused(option, state.decoding.decoding)):
-        changed, new = option_widget(
-            option,
-            value,
-            auto=getattr(state.decoding.resolved(), option.name) if value is None else None,
-            word=_WORDS[option.name](value) if option.name in _WORDS else "",
-            check=_CHECKS.get(option.name, lambda text: None),
-        )
-    ui.mark(f"option.{option.name}")
-    if changed:
-        state.decoding = state.decoding.replace(**{option.name: new})
 
 
 def _why_unused(option: Option, decoding: str) -> str | None:

@@ -36,6 +36,17 @@ class _Undo:
     run: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class _Standing:
+    """Which preset is in force and what differs from it, worked out once for these options."""
+
+    config: GenerationConfig
+    name: str | None
+    presets: tuple[Preset, ...]
+    chosen: Preset | None
+    changed: list[str]
+
+
 @dataclass
 class _Naming:
     """A name being typed, for `purpose`."""
@@ -57,6 +68,7 @@ class PresetPanel:
         self._undo: _Undo | None = None
         self._naming: _Naming | None = None
         self._serials = count(1)
+        self._last: _Standing | None = None
 
     @property
     def known(self) -> tuple[Preset, ...]:
@@ -68,13 +80,12 @@ class PresetPanel:
         if not self._asked:
             self._asked = True
             self._in_background(ui, lambda: None)
-        chosen = self._chosen(ui)
+        standing = self._standing(ui)
+        chosen, changed = standing.chosen, standing.changed
         names = [preset.name for preset in self._presets]
-        index, changed = -1, []
-        if chosen is not None:
-            index = self._presets.index(chosen)
-            if changed := chosen.differences(ui.state.decoding):
-                names[index] += ", changed"
+        index = self._presets.index(chosen) if chosen is not None else -1
+        if changed:
+            names[index] += ", changed"
         details = [
             shorten(preset.description or preset.summary, 64, placeholder=" \u2026")
             for preset in self._presets
@@ -92,6 +103,19 @@ class PresetPanel:
             self._draw_naming(ui, self._naming)
         else:
             self._links(ui, chosen)
+
+    def _standing(self, ui: Ui) -> _Standing:
+        config, name, last = ui.state.decoding, ui.preferences.settings.preset, self._last
+        if (
+            last is None
+            or last.config is not config
+            or last.name != name
+            or last.presets is not self._presets
+        ):
+            chosen = self._chosen(ui)
+            changed = chosen.differences(config) if chosen is not None else []
+            last = self._last = _Standing(config, name, self._presets, chosen, changed)
+        return last
 
     def _chosen(self, ui: Ui) -> Preset | None:
         """The preset chosen last, or without one that which the options happen to be."""
