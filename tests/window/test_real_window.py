@@ -284,6 +284,33 @@ def test_help_opens_and_closes(app: App) -> None:
     app.wait("no help", lambda f: f["overlay"] == "")
 
 
+def test_a_duel_streams_side_by_side_and_one_text_is_taken_over(app: App) -> None:
+    app.click("prompt")
+    app.key("ctrl+a", "Delete")
+    app.type("The sun sets on")
+    app.click("tab.Duel")
+    app.click("duel.start")
+    facts = app.wait(
+        "four texts that grow",
+        lambda f: len(f["duel"]) == 4 and all(lane["tokens"] > 12 for lane in f["duel"]),
+        60,
+    )
+    greedy, beam, top_k, top_p = facts["duel"]
+    assert beam["label"] == "Beam search" and beam["length"] > 0
+    assert top_k["parts_at"] is None  # with top_k 1 it is greedy by another name
+    assert top_p["parts_at"] == greedy["parts_at"] is not None  # the first to leave it
+    assert facts["generation"] == "idle" and facts["prompt"] == "The sun sets on"
+    app.key("Escape")
+    facts = app.wait("the end of all", lambda f: all(x["status"] == "done" for x in f["duel"]))
+    assert {lane["reason"] for lane in facts["duel"]} == {"cancelled"}
+    app.wait("their figures", lambda f: f["duel"][2]["mean_logprob"] is not None)
+    taken = app.facts["duel"][2]["text"]
+    app.click("duel.3.use_this")
+    facts = app.wait("the Write tab", lambda f: f["tab"] == "Write")
+    assert facts["output"] == "The sun sets on" + taken
+    assert facts["banners"] == []
+
+
 def test_killed_it_loses_nothing_and_closes_cleanly(
     app: App, home: Path, model: str, xvfb_display: str
 ) -> None:
