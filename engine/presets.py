@@ -123,7 +123,7 @@ def _in_words(value: Any) -> str:
 BUILT_IN = (
     Preset(
         "factual",
-        "Beam search: the most probable text as a whole, sober and steady.",
+        "Beam search: the most probable text as a whole, and sober.",
         {"decoding": "beam", "num_beams": 5, "no_repeat_ngram_size": 3},
         built_in=True,
     ),

@@ -316,12 +316,19 @@ def _typed_value(key: str, width: float) -> str | None:
             entered, typing.text = imgui.input_text(f"##typed:{key}", typing.text, 64, flags)
     finally:
         imgui.pop_style_var()
+    queue = inputs.current()
+    if imgui.is_item_active():
+        # A key pressed and released between two frames never reaches Dear ImGui.
+        entered = queue.take(inputs.KEY_ENTER) or entered
+        if queue.take(inputs.KEY_ESCAPE):
+            del _typing[key]
+            return None
     # The focus arrives one frame after it was asked for.
     left = typing.frames > 3 and not imgui.is_item_active()
     if not entered and not left:
         return None
     del _typing[key]
-    inputs.current().take(inputs.KEY_ENTER)
+    queue.take(inputs.KEY_ENTER)
     return typing.text
 
 

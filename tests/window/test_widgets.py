@@ -129,6 +129,22 @@ def test_ctrl_click_on_a_slider_types_a_checked_value(
     assert drawn.value == value
 
 
+@pytest.mark.parametrize(("key", "value"), [(inputs.KEY_ENTER, 7), (inputs.KEY_ESCAPE, 5)])
+def test_a_short_tap_of_enter_takes_a_typed_value_and_escape_does_not(
+    headless_imgui: HeadlessImgui, key: int, value: int
+) -> None:
+    drawn = Drawn(headless_imgui, option(), 5)
+    headless_imgui.io.key_ctrl = True
+    drawn.click(drawn.spot.left + 10, drawn.spot.bottom - 6)
+    headless_imgui.io.key_ctrl = False
+    for _ in range(3):
+        headless_imgui.frame(drawn)
+    headless_imgui.frame(drawn, chars="7")
+    headless_imgui.frame(drawn, keys=[key])  # only the queue has seen it
+    assert drawn.value == value and not option_widget._typing
+    assert headless_imgui.queue.keys == []
+
+
 def test_choices_are_a_list_to_pick_from(headless_imgui: HeadlessImgui) -> None:
     declared = option(kind=str, default=None, choices=("fp32", "int8"), optional=True)
     drawn = Drawn(headless_imgui, declared, None)

@@ -116,7 +116,7 @@ def _contradiction(ui: Ui) -> None:
 def _last_seed(ui: Ui) -> None:
     state = ui.state
     if state.last_seed is None:
-        if state.decoding.seed is None:
+        if state.decoding.seed is None and state.decoding.draws:
             widgets.small("Empty: every text draws a fresh seed, shown here.")
         return
     widgets.label("Last seed", "The seed that the text shown was made with.")
