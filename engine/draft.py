@@ -10,11 +10,17 @@ from engine.atomic import read_text, write_text
 from engine.errors import StorageError
 
 DRAFT_NAME = "draft.txt"
+EDIT_NAME = "edit.txt"  # a text that is being edited in place
 
 
 def draft_path() -> Path:
     """Where the draft lies; StorageError as `paths.data_dir`."""
     return paths.data_dir() / DRAFT_NAME
+
+
+def edit_draft_path() -> Path:
+    """Where the text lies that is being edited; StorageError as `paths.data_dir`."""
+    return paths.data_dir() / EDIT_NAME
 
 
 def save_draft(text: str, path: Path | None = None) -> None:

@@ -8,13 +8,15 @@ source of `engine.events` will do, as an observer from any thread.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from engine.draft import DRAFT_NAME, save_draft
+from engine.draft import DRAFT_NAME, EDIT_NAME, save_draft
 from engine.errors import HistoryError, StorageError
 from engine.events import Cancelled, Event, Failed, Finished, Started, Timings, Token
 from engine.history import HistoryStore
@@ -47,6 +49,25 @@ class _Recording:
 
 
 @dataclass
+class _Text:
+    """A text written by hand on its way to the disk."""
+
+    key: int
+    text: str
+    parent: int | None
+    after_job: int | None
+
+
+@dataclass
+class _Draft:
+    """A text that is typed at, and how far the disk has it."""
+
+    path: Path
+    text: str | None = None  # the latest
+    written: str | None = None
+
+
+@dataclass
 class _Flush:
     """Somebody waits until everything is written; `ok` says whether it is."""
 
@@ -66,12 +87,12 @@ class HistoryRecorder:
         self.problem: str | None = None
         self._store = store
         self._flush_s = flush_s
-        self._arrived: deque[Event] = deque()
-        self._recordings: dict[int, _Recording] = {}  # by job, in the order they started
+        self._arrived: deque[Event | _Text] = deque()
+        self._recordings: dict[int, _Recording | _Text] = {}  # by job, in the order they started
+        self._keys = itertools.count(-1, -1)  # of texts by hand; no job has such a number
         self._nodes: OrderedDict[int, int] = OrderedDict()
-        self._draft_path = store.path.with_name(DRAFT_NAME)
-        self._draft: str | None = None  # the latest
-        self._draft_written: str | None = None
+        self._draft = _Draft(store.path.with_name(DRAFT_NAME))
+        self._edit_draft = _Draft(store.path.with_name(EDIT_NAME))
         self._draft_due = 0.0
         self._retry_s = _FIRST_RETRY_S
         self._retry_due = 0.0
@@ -90,12 +111,32 @@ class HistoryRecorder:
 
     def keep_draft(self, text: str) -> None:
         """Keep the text typed so far, within a second; returns at once."""
-        if text != self._draft:
-            self._draft = text
+        self._type(self._draft, text)
+
+    def keep_edit_draft(self, text: str) -> None:
+        """The same for a text that is being edited in place; an empty one ends it."""
+        self._type(self._edit_draft, text)
+
+    def _type(self, draft: _Draft, text: str) -> None:
+        if text != draft.text:
+            draft.text = text
             self._wake.set()
 
+    def keep_text(
+        self, text: str, *, parent: int | None = None, after_job: int | None = None
+    ) -> int:
+        """Put a text written by hand into the history; returns at once.
+
+        `parent` and `after_job` name the text that it was made of; see HistoryStore.attach_prompt.
+        What is returned is a key for `node_of`.
+        """
+        kept = _Text(next(self._keys), text, parent, after_job)
+        self._arrived.append(kept)
+        self._wake.set()
+        return kept.key
+
     def node_of(self, job_id: int) -> int | None:
-        """The history node of a job's text; None for other jobs and until it is written."""
+        """The history node of a job's text, or of a key's; None until it is written."""
         return self._nodes.get(job_id)
 
     def flush(self, timeout: float = 5.0) -> bool:
@@ -134,7 +175,7 @@ class HistoryRecorder:
         due = []
         if self._recordings:
             due.append(now + self._flush_s)
-        if self._draft != self._draft_written:
+        if any(draft.text != draft.written for draft in self._drafts):
             due.append(self._draft_due)
         if self.problem is not None:
             due.append(self._retry_due)
@@ -143,11 +184,14 @@ class HistoryRecorder:
     def _take_in(self) -> None:
         while self._arrived:
             event = self._arrived.popleft()
+            if isinstance(event, _Text):
+                self._recordings[event.key] = event
+                continue
             if isinstance(event, Started):
                 self._recordings[event.job_id] = _Recording(event, time.time())
                 continue
             recording = self._recordings.get(event.job_id)
-            if recording is None:
+            if not isinstance(recording, _Recording):
                 continue  # a load, or a job that failed before it started
             if isinstance(event, Token):
                 recording.text.append(event.text)
@@ -165,7 +209,7 @@ class HistoryRecorder:
             problems.append(str(error))
         if urgent or time.monotonic() >= self._draft_due:
             try:
-                self._write_draft()
+                self._write_drafts()
             except StorageError as error:
                 problems.append(str(error))
         if not problems:
@@ -183,23 +227,35 @@ class HistoryRecorder:
         # In order, and no further than the first that fails: a later one may continue its text.
         for job_id, recording in list(self._recordings.items()):
             try:
-                self._save(job_id, recording)
+                if isinstance(recording, _Text):
+                    self._save_text(recording)
+                else:
+                    self._save(job_id, recording)
             except HistoryError:
                 raise
             except Exception:
                 log.exception("the text of job %d cannot be kept", job_id)
                 del self._recordings[job_id]  # it would fail again and hold up all others
                 continue
-            if recording.end is not None:
+            if isinstance(recording, _Text) or recording.end is not None:
                 del self._recordings[job_id]
+
+    def _save_text(self, text: _Text) -> None:
+        parent = text.parent
+        if parent is None and text.after_job is not None:
+            parent = self._nodes.get(text.after_job)
+        self._remember(text.key, self._store.attach_prompt(text.text, parent))
+
+    def _remember(self, job_id: int, node: int) -> None:
+        self._nodes[job_id] = node
+        if len(self._nodes) > _REMEMBERED_JOBS:
+            self._nodes.popitem(last=False)
 
     def _save(self, job_id: int, recording: _Recording) -> None:
         node = recording.node
         if node is None:
             node = recording.node = self._begin(recording)
-            self._nodes[job_id] = node
-            if len(self._nodes) > _REMEMBERED_JOBS:
-                self._nodes.popitem(last=False)
+            self._remember(job_id, node)
         end = recording.end
         timings = dataclasses.asdict(recording.timings)
         if isinstance(end, Finished):
@@ -240,12 +296,17 @@ class HistoryRecorder:
             created=recording.created,
         )
 
-    def _write_draft(self) -> None:
-        draft = self._draft
-        if draft is not None and draft != self._draft_written:
-            save_draft(draft, self._draft_path)
-            self._draft_written = draft
-            self._draft_due = time.monotonic() + _DRAFT_S
+    @property
+    def _drafts(self) -> tuple[_Draft, ...]:
+        return self._draft, self._edit_draft
+
+    def _write_drafts(self) -> None:
+        for draft in self._drafts:
+            text = draft.text
+            if text is not None and text != draft.written:
+                save_draft(text, draft.path)
+                draft.written = text
+                self._draft_due = time.monotonic() + _DRAFT_S
 
 
 def _packed(recording: _Recording) -> bytes | None:

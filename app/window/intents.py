@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.window.records import Output
 from engine.config import GenerationConfig, LoadConfig
 from engine.step_record import StepRecord
 
@@ -54,8 +55,16 @@ class StopDuel:
     pass
 
 
+@dataclass(frozen=True)
+class KeepText:
+    """Put a text that was edited by hand into the history."""
+
+    output: Output
+
+
 Intent = (
-    LoadModel
+    KeepText
+    | LoadModel
     | CancelLoad
     | DownloadModel
     | CancelDownload

@@ -5,6 +5,7 @@ A frame goes one way: take in what has happened, draw, carry out what was asked,
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import tempfile
@@ -44,8 +45,8 @@ from app.window.theme import px
 from app.window.ui import Ui
 from engine import catalog
 from engine.config import EMBEDDED, LoadConfig
-from engine.draft import load_draft
-from engine.errors import EngineError
+from engine.draft import edit_draft_path, load_draft
+from engine.errors import EngineError, StorageError
 from engine.history import HistoryStore, open_history
 from engine.recorder import HistoryRecorder
 from engine.worker import Worker
@@ -205,17 +206,28 @@ class MainWindow:
             "escape": self._escape,
             "continue": lambda: free and state.continue_from_here(),
             "again": self._again,
+            "edit": lambda: free and ui.tab == "Write" and state.begin_edit(),
+            "undo": lambda: self._may_undo and state.undo(),
+            "redo": lambda: self._may_undo and state.redo(),
             "zoom_in": lambda: ui.preferences.zoom(appearance.ZOOM_STEP),
             "zoom_out": lambda: ui.preferences.zoom(1 / appearance.ZOOM_STEP),
             "zoom_reset": lambda: ui.preferences.zoom(None),
             "help": self._toggle_help,
         }
 
+    @property
+    def _may_undo(self) -> bool:
+        """Whether Ctrl+Z means the texts, and not a field that is typed in."""
+        ui = self.ui
+        return not ui.overlay and ui.tab == "Write" and not imgui.get_io().want_text_input
+
     def _escape(self) -> None:
         if self.ui.overlay:
             self.ui.overlay = ""
         elif self.ui.tab == "Duel":
             self.ui.state.stop_duel()
+        elif self.ui.state.editing is not None:
+            self._output.give_up_edit(self.ui)
         else:
             self.ui.state.stop()
 
@@ -260,6 +272,7 @@ def _run(window: Window, settings: Settings, notice: str | None, given: dict[str
         prompt=load_draft(),
     )
     session = Session(state, worker, background, recorder=recorder)
+    _keep_interrupted_edit(state, recorder)
     preferences = Preferences(settings, background, session.report)
     ui = Ui(session, Past(store, background, session.report), preferences)
     for message in (notice, problem, store.notice):
@@ -282,12 +295,13 @@ def _run(window: Window, settings: Settings, notice: str | None, given: dict[str
         with signals.closing(window.request_close, window.wake):
             window.run(frame, is_busy=lambda: session.busy, busy_fps=BUSY_FPS)
     finally:
-        _close(window, preferences, worker, recorder, store, background)
+        _close(window, preferences, session, worker, recorder, store, background)
 
 
 def _close(
     window: Window,
     preferences: Preferences,
+    session: Session,
     worker: Worker,
     recorder: HistoryRecorder,
     store: HistoryStore,
@@ -302,11 +316,22 @@ def _close(
         )
         preferences.save_now()
 
-    for step in (worker.close, recorder.close, background.close, save, store.close):
+    for step in (session.close, worker.close, recorder.close, background.close, save, store.close):
         try:
             step()
         except Exception:
             log.exception("closing the window: %s failed", step)
+
+
+def _keep_interrupted_edit(state: AppState, recorder: HistoryRecorder) -> None:
+    """A text that was being edited when the program was killed goes to the history."""
+    with contextlib.suppress(StorageError):
+        if text := load_draft(edit_draft_path()):
+            recorder.keep_text(text)
+            recorder.keep_edit_draft("")
+            state.notify(
+                Level.INFO, "The text that was being edited when the program ended is in History."
+            )
 
 
 def _open_history() -> tuple[HistoryStore, str | None]:

@@ -81,11 +81,19 @@ class Output:
     reason: str = ""  # why it ended; empty while it streams
     job: int | None = None  # that wrote it, in this run of the program
     node: int | None = None  # of the history, once it is known
+    edited_from: Output | None = None  # the text that the user changed into this one
 
     @property
     def full_text(self) -> str:
         """Prompt and continuation, as one text."""
         return self.prompt + self.text
+
+    @property
+    def branch_point(self) -> int | None:
+        """The history node that a text which goes on from here belongs below, if one is known."""
+        if self.node is None and self.edited_from is not None:
+            return self.edited_from.branch_point
+        return self.node
 
     @property
     def recorded(self) -> bool:

@@ -21,6 +21,7 @@ from app.window.intents import (
     DownloadModel,
     Generate,
     Intent,
+    KeepText,
     LoadModel,
     RunDuel,
     StopDuel,
@@ -86,6 +87,10 @@ class RecorderLike(Protocol):
 
     def node_of(self, job_id: int) -> int | None: ...
     def keep_draft(self, text: str) -> None: ...
+    def keep_edit_draft(self, text: str) -> None: ...
+    def keep_text(
+        self, text: str, *, parent: int | None = None, after_job: int | None = None
+    ) -> int: ...
 
 
 class Session:
@@ -107,6 +112,7 @@ class Session:
         self.recorder = recorder
         self.clock = clock
         self._draft = state.prompt
+        self._edit_draft = ""
         self._jobs: list[JobLike] = []
         self._load_job: JobLike | None = None
         self._generate_jobs: list[JobLike] = []
@@ -179,6 +185,8 @@ class Session:
             self._generate(intent)
         elif isinstance(intent, StopGeneration):
             _cancel(self._generate_jobs)
+        elif isinstance(intent, KeepText):
+            self._keep_text(intent.output)
         elif isinstance(intent, RunDuel):
             self._run_duel(intent)
         elif isinstance(intent, StopDuel):
@@ -217,6 +225,16 @@ class Session:
         self._generate_jobs = list(jobs)
         self.state.bind_generation(*(job.id for job in jobs))
         self._jobs += jobs
+
+    def _keep_text(self, output: Output) -> None:
+        """An edited text goes to the history; where it lies there is known later, as of a job."""
+        if self.recorder is not None:
+            origin = output.edited_from
+            output.job = self.recorder.keep_text(
+                output.full_text,
+                parent=output.branch_point,
+                after_job=origin.job if origin is not None else None,
+            )
 
     def _run_duel(self, intent: RunDuel) -> None:
         """Each config in a text of its own; the worker runs them in one batch."""
@@ -289,6 +307,19 @@ class Session:
         if self._draft != self.state.prompt:
             self._draft = self.state.prompt
             self.recorder.keep_draft(self._draft)
+        state = self.state
+        edited = "" if state.editing is None else state.output.prompt + state.editing
+        if self._edit_draft != edited:
+            self._edit_draft = edited
+            self.recorder.keep_edit_draft(edited)
+
+    def close(self) -> None:
+        """What is being edited goes to the history."""
+        self.state.finish_edit()
+        for intent in self.state.take_intents():
+            if isinstance(intent, KeepText):
+                self._carry_out(intent)
+        self._record()
 
     # Figures, each on its own schedule and off the frame
 

@@ -35,7 +35,14 @@ SHORTCUTS = (
         ((inputs.KEY_SPACE, MOD_CTRL),),
     ),
     Shortcut("Ctrl+R", "Again, with a new seed", "again", ((inputs.KEY_R, MOD_CTRL),)),
-    Shortcut("Ctrl+Z, Ctrl+Y", "Undo and redo in the prompt"),
+    Shortcut(
+        "Ctrl+Z, Ctrl+Y",
+        "Undo and redo: typing, texts, branches and edits, in their order",
+        "undo",
+        ((inputs.KEY_Z, MOD_CTRL),),
+    ),
+    Shortcut("", "", "redo", ((inputs.KEY_Y, MOD_CTRL), (inputs.KEY_Z, _CTRL_SHIFT))),
+    Shortcut("F2", "Edit the output; Ctrl+Enter takes it over", "edit", ((inputs.KEY_F2, 0),)),
     Shortcut("Ctrl+C", "Copy the selection of the prompt or of the output"),
     Shortcut("Ctrl+A", "Select all of the prompt or of the output"),
     Shortcut(

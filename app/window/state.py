@@ -121,6 +121,7 @@ class AppState(TextState):
             return True
         if isinstance(event, Loaded):  # its cancel came too late: it is in memory all the same
             self._take_model(event.model)
+        self._apply_retired(event)
         return known
 
     def _apply_bandwidth(self, event: Event) -> None:

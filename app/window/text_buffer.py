@@ -61,6 +61,7 @@ class TextBuffer:
         self._undo: list[_Step] = []
         self._redo: list[_Step] = []
         self._open = False  # the last step may still grow
+        self.steps = 0  # counts the steps begun: changes under one number belong together
 
     # -- selection ---------------------------------------------------------------------------
 
@@ -187,6 +188,7 @@ class TextBuffer:
         if last is not None and joined is not None:
             last.change, last.after, last.at = joined, after, now
         else:
+            self.steps += 1
             self._undo.append(_Step(change, before, after, kind, now))
             self._forget_oldest()
         self._open = True

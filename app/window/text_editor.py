@@ -1,11 +1,13 @@
-"""The prompt: a soft-wrapped, multi-line text editor on `TextBuffer`.
+"""A soft-wrapped, multi-line text editor on `TextBuffer`: the prompt, and the output being edited.
 
 Enter is not inserted but reported as `submitted`; Ctrl+Enter and Shift+Enter begin a new line.
+In an editor of `pages` it is the other way round: Enter begins a line, Ctrl+Enter submits.
 The program may change the text at any time, also while the editor has the keyboard.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import imgui
@@ -27,9 +29,21 @@ class EditorResult:
 
 
 class TextEditor:
-    """Edits `buffer.text`. `focus` gives it the keyboard from the next frame on."""
+    """Edits `buffer.text`. `focus` gives it the keyboard from the next frame on.
 
-    def __init__(self, text: str = "", role: str = "text") -> None:
+    `on_undo` takes over undo and, called with True, redo; without it the editor has its own.
+    """
+
+    def __init__(
+        self,
+        text: str = "",
+        role: str = "text",
+        *,
+        pages: bool = False,
+        on_undo: Callable[[bool], None] | None = None,
+    ) -> None:
+        self._submit_mods, self._line_mods = (MOD_CTRL, 0) if pages else (0, MOD_CTRL)
+        self._on_undo = on_undo
         self.buffer = TextBuffer()
         self._surface = TextSurface(role)
         self._goal_x: float | None = None  # where Up and Down try to stay
@@ -40,10 +54,12 @@ class TextEditor:
     def text(self) -> str:
         return self.buffer.text
 
-    def set_text(self, text: str) -> None:
-        """Replace the text, as one step of undo; the caret goes to the end."""
+    def set_text(self, text: str, caret: int | None = None) -> None:
+        """Replace the text, as one step of undo; the caret goes to `caret`, or to the end."""
         if self.buffer.set_text(text):
             self._goal_x, self._reveal = None, True
+        if caret is not None:
+            self.buffer.move_to(caret)
 
     def insert(self, text: str) -> None:
         """Insert at the caret, as a paste would."""
@@ -134,7 +150,8 @@ class TextEditor:
                 self._paste()
             if imgui.menu_item("Select all", "Ctrl+A", False, bool(buffer.text))[0]:
                 buffer.select_all()
-            if imgui.menu_item("Undo", "Ctrl+Z", False, buffer.can_undo)[0]:
+            undoable = self._on_undo is not None or buffer.can_undo
+            if imgui.menu_item("Undo", "Ctrl+Z", False, undoable)[0]:
                 self._undo()
             self.focus()
 
@@ -149,7 +166,7 @@ class TextEditor:
                 queue.consume(event)
                 self.buffer.insert(event.text, "type")
                 self._goal_x, self._reveal = None, True
-            elif event.matches(inputs.KEY_ENTER):
+            elif event.matches(inputs.KEY_ENTER, self._submit_mods):
                 queue.consume(event)
                 if event.repeat:
                     continue
@@ -164,7 +181,9 @@ class TextEditor:
     def _edit(self, event: KeyPress) -> bool:
         buffer = self.buffer
         word = event.ctrl
-        if event.matches(inputs.KEY_ENTER, MOD_CTRL) or event.matches(inputs.KEY_ENTER, MOD_SHIFT):
+        if event.matches(inputs.KEY_ENTER, self._line_mods) or event.matches(
+            inputs.KEY_ENTER, MOD_SHIFT
+        ):
             buffer.insert("\n", "type")
         elif event.key == inputs.KEY_BACKSPACE and not event.alt:
             buffer.backspace(word)
@@ -244,7 +263,7 @@ class TextEditor:
         elif event.matches(inputs.KEY_Y, MOD_CTRL) or event.matches(
             inputs.KEY_Z, MOD_CTRL | MOD_SHIFT
         ):
-            buffer.redo()
+            self._redo()
         else:
             return False
         self._goal_x = None
@@ -265,5 +284,15 @@ class TextEditor:
         self.insert(clipboard.current().get())
 
     def _undo(self) -> None:
-        self.buffer.undo()
+        if self._on_undo is not None:
+            self._on_undo(False)
+        else:
+            self.buffer.undo()
+        self._reveal = True
+
+    def _redo(self) -> None:
+        if self._on_undo is not None:
+            self._on_undo(True)
+        else:
+            self.buffer.redo()
         self._reveal = True

@@ -1,6 +1,6 @@
-"""The prompt, the text shown, and the generation that writes it.
+"""The generation that writes the text shown.
 
-The upper half of `AppState`. Actions leave intents behind; what events do to a text is `writing`.
+The upper part of `AppState`. Actions leave intents behind; what events do to a text is `writing`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from enum import StrEnum
 from functools import lru_cache
 
 from app.window import branching, writing
+from app.window.document_state import DocumentState
 from app.window.intents import Generate, StopGeneration
 from app.window.lanes import Lane, Lanes
-from app.window.model_state import ModelState
 from app.window.records import Output, Progress
 from engine.config import GenerationConfig, LoadConfig
 from engine.context import fit_prompt
 from engine.errors import ConfigError
 from engine.events import (
+    TERMINAL,
     Beams,
     Event,
     Failed,
@@ -52,7 +53,7 @@ def _dropped(tokens: int, context: int, max_new_tokens: int) -> int:
     return tokens - len(fit_prompt([0] * tokens, context, max_new_tokens))
 
 
-class TextState(ModelState):
+class TextState(DocumentState):
     """The text under way and how it came to be."""
 
     def __init__(
@@ -63,18 +64,14 @@ class TextState(ModelState):
         prompt: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(selection=selection, clock=clock)
+        super().__init__(selection=selection, prompt=prompt, clock=clock)
         self.decoding = decoding or GenerationConfig()
-        self.prompt = prompt
-        self.prompt_version = 0  # changes whenever the program, not the user, sets the prompt
         self.prompt_tokens: int | None = None
         self.generation = GenerationStatus.IDLE
         self.generation_job: int | None = None
         self.stopping = False
         self.prefill: tuple[int, int] | None = None
         self.phase_started = 0.0
-        self.output = Output()
-        self.output_version = 0  # changes when the output is another text, not when it grows
         self.coloring = "off"  # what the output's tokens are coloured by: see shades.MODES
         self.lanes = Lanes()  # all texts of a request for several; the first is also `output`
         self.duel = Lanes()
@@ -84,6 +81,7 @@ class TextState(ModelState):
         self._records_for_colors = False  # whether colouring switched the records on
         self._queued: Generate | None = None  # waits for the load under way
         self._requested_prompt = ""
+        self._retired: dict[int, Output] = {}  # jobs given up that may still say something
 
     # What can be done, and why not
 
@@ -138,19 +136,11 @@ class TextState(ModelState):
 
     # Actions
 
-    def edit_prompt(self, text: str) -> None:
-        """The user changed the prompt."""
-        self.prompt = text
-
-    def set_prompt(self, text: str) -> None:
-        """The program replaces the prompt; the editor takes it over."""
-        self.prompt = text
-        self.prompt_version += 1
-
     def generate(self) -> bool:
         """Write on from the prompt; False when that is not possible or already under way."""
         if not self.can_generate or (self.running and self._running_prompt() == self.prompt):
             return False
+        self.finish_edit()
         self._request(self._from_prompt(self.decoding))
         return True
 
@@ -158,6 +148,7 @@ class TextState(ModelState):
         """The same prompt with a fresh seed, also in the middle of a generation."""
         if not self.can_generate:
             return False
+        self.finish_edit()
         self._request(self._from_prompt(self.decoding.replace(seed=None)))
         return True
 
@@ -165,7 +156,8 @@ class TextState(ModelState):
         """The output becomes the prompt, and writing goes on."""
         if self.running or not self.output.full_text:
             return False
-        self.set_prompt(self.output.full_text)
+        self.finish_edit()
+        self.await_output(self.output.full_text)
         return self.generate()
 
     def color_by(self, mode: str) -> bool:
@@ -210,6 +202,10 @@ class TextState(ModelState):
         self._go_on(branching.up_to(output, index), config)
         return True
 
+    def begin_edit(self) -> bool:
+        """Let the user change the text; not while it is written."""
+        return not self.running and super().begin_edit()
+
     def stop(self) -> bool:
         """Stop writing; what is there stays."""
         if not self.running:
@@ -236,22 +232,40 @@ class TextState(ModelState):
     def restore(self, output: Output) -> None:
         """Show a text of the history with its settings; a running generation is stopped."""
         self._abandon_generation()
-        self.set_output(output)
-        self.set_prompt(output.prompt)
+        self.set_both(output.prompt, output)
         if output.config is not None:
             self.decoding = output.config
             self.last_seed = output.config.seed
 
-    def set_output(self, output: Output) -> None:
-        """Replace the output view's text; unless it is the first of several, these are over."""
+    def undo(self) -> bool:
+        """Take the last step back, a text under way with it; False where there is nothing."""
+        if not self.running:
+            return super().undo()
+        begun = self.generation_job is not None and self.output.job == self.generation_job
+        linked = self._awaits is not None and self._awaits is self.timeline.last
+        self._abandon_generation()
+        if begun or linked:
+            return super().undo()
+        return True  # it had shown nothing yet
+
+    def redo(self) -> bool:
+        """Take the last undone step again; a text under way is stopped."""
+        if not self.timeline.can_redo:
+            return False
+        self._abandon_generation()
+        return super().redo()
+
+    def _show_output(self, output: Output) -> None:
+        """Unless the output is the first of several texts, these are over."""
         if output.job is None or not self.lanes.begins_with(output.job):
             self.lanes.clear()
-        self.output = output
-        self.output_version += 1
+        super()._show_output(output)
         self.series.clear()
 
     def keep(self, lane: Lane) -> None:
         """One of several texts becomes the output; what is still being written is stopped."""
+        if lane.job is not None and not lane.ended:
+            self._retired[lane.job] = lane.output
         self._abandon_generation()
         self.set_output(lane.output)
 
@@ -297,6 +311,21 @@ class TextState(ModelState):
                 self.output.reason = self.output.reason or "failed"
                 self._report(event)
 
+    def _apply_retired(self, event: Event) -> None:
+        """What a job that was given up still says goes to its own text, which can come back."""
+        output = self._retired.get(event.job_id)
+        if output is None:
+            return
+        goes_on = True
+        if isinstance(event, Token):
+            goes_on = writing.append(output, event)
+        elif isinstance(event, Finished):
+            goes_on = writing.end(output, event)
+        if isinstance(event, TERMINAL):
+            del self._retired[event.job_id]
+        if output is self.output and not goes_on:
+            self.output_version += 1
+
     def _begin_output(self, event: Started) -> None:
         self.generation = GenerationStatus.PREFILL
         self.phase_started = self.clock()
@@ -337,7 +366,7 @@ class TextState(ModelState):
     # Requests
 
     def _from_prompt(self, config: GenerationConfig) -> Generate:
-        return Generate(self.prompt, config, self.output.node)
+        return Generate(self.prompt, config, self.output.branch_point)
 
     def _go_on(self, kept: branching.Kept, config: GenerationConfig) -> None:
         """Write on from tokens of the text shown; the text itself stays in the history."""
@@ -346,7 +375,7 @@ class TextState(ModelState):
             Generate(
                 output.prompt,
                 config.replace(num_return_sequences=1),
-                output.node,
+                output.branch_point,
                 output.sequence,
                 kept.token_ids,
                 kept.records,
@@ -374,8 +403,9 @@ class TextState(ModelState):
         """Give up the current generation, if any; its events are no longer wanted."""
         if (self.generation_job is not None or self.lanes.running) and not self.stopping:
             self._intents.append(StopGeneration())
-        if self.running and not self.output.reason:
-            self.output.reason = "cancelled"
+        if self.generation_job is not None and self.output.job == self.generation_job:
+            self._retired[self.generation_job] = self.output
+            self.output.reason = self.output.reason or "cancelled"
         self.generation_job = None
         self.lanes.give_up()
         self._queued = None

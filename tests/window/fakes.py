@@ -88,6 +88,8 @@ class FakeRecorder:
     def __init__(self) -> None:
         self.problem: str | None = None
         self.drafts: list[str] = []
+        self.edit_drafts: list[str] = []
+        self.texts: list[tuple[str, int | None, int | None]] = []
         self.nodes: dict[int, int] = {}
 
     def node_of(self, job_id: int) -> int | None:
@@ -95,6 +97,15 @@ class FakeRecorder:
 
     def keep_draft(self, text: str) -> None:
         self.drafts.append(text)
+
+    def keep_edit_draft(self, text: str) -> None:
+        self.edit_drafts.append(text)
+
+    def keep_text(
+        self, text: str, *, parent: int | None = None, after_job: int | None = None
+    ) -> int:
+        self.texts.append((text, parent, after_job))
+        return -len(self.texts)
 
 
 def tiny_model(name: str = "tiny", precision: str = "fp32", context: int = 16) -> ModelInfo:

@@ -108,6 +108,9 @@ def test_a_replaced_job_is_cancelled_and_its_late_events_change_nothing(bench: B
     bench.session.tick()
     assert old.cancelled and bench.worker.jobs[-1] is not old
     assert bench.worker.jobs[-1].asked[2].seed is None
+    new = bench.worker.jobs[-1]
+    new.put(Started(new.id, "The sun", GenerationConfig(seed=2), tiny_model(), 2, 0))
+    bench.session.tick()
     old.put(Finished(old_id, "cancelled", " late", (1,), Timings()))
     bench.session.tick()
     assert bench.state.output.text == ""

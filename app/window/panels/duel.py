@@ -165,7 +165,8 @@ class DuelPanel:
         ui.mark("duel.prompt")
         if result.changed:
             self._seen = self._editor.text
-            state.set_prompt(self._editor.text)
+            state.edit_prompt(self._editor.text, self._editor.buffer.steps)
+            state.prompt_version += 1  # the Write tab's editor takes it over
         if result.submitted:
             self.start(ui)
 

@@ -21,7 +21,7 @@ class PromptPanel:
     """Three to ten lines, as many as the text needs."""
 
     def __init__(self, ui: Ui) -> None:
-        self._editor = TextEditor(ui.state.prompt)
+        self._editor = TextEditor(ui.state.prompt, on_undo=lambda redo: self._undo(ui, redo))
         self._version = ui.state.prompt_version
         self._editor.focus()
 
@@ -32,9 +32,7 @@ class PromptPanel:
     def draw(self, ui: Ui, width: float, room: float) -> float:
         """Draw into at most half of `room`; returns the height taken."""
         state = ui.state
-        if self._version != state.prompt_version:
-            self._version = state.prompt_version
-            self._editor.set_text(state.prompt)
+        self._take_over(ui)
         attract_typing(ui, self._editor)
         inner = width - 2 * px(PADDING[0])
         with fonts.use("caption"):
@@ -53,12 +51,26 @@ class PromptPanel:
             finally:
                 imgui.pop_style_var()
             if result.changed:
-                state.edit_prompt(self._editor.text)
+                state.edit_prompt(self._editor.text, self._editor.buffer.steps)
             imgui.set_cursor_pos_y(height - px(PADDING[1]) - px(BUTTON_HEIGHT))
             self._footer(ui, inner)
             if result.submitted:
                 _submit(ui)
         return height
+
+    def _take_over(self, ui: Ui) -> None:
+        """Show a prompt that the program has set."""
+        state = ui.state
+        if self._version != state.prompt_version:
+            self._version = state.prompt_version
+            self._editor.set_text(state.prompt, state.prompt_caret)
+
+    def _undo(self, ui: Ui, redo: bool) -> None:
+        """One sequence of steps: what is typed here, and all that happens to the output."""
+        state = ui.state
+        state.edit_prompt(self._editor.text, self._editor.buffer.steps)
+        state.redo() if redo else state.undo()
+        self._take_over(ui)
 
     def _footer(self, ui: Ui, width: float) -> None:
         state = ui.state
