@@ -17,7 +17,7 @@ import pytest
 
 from engine import recorder as recorder_module
 from engine.config import GenerationConfig
-from engine.draft import draft_path, load_draft, save_draft
+from engine.draft import draft_path, edit_draft_path, load_draft, save_draft
 from engine.errors import HistoryError
 from engine.events import (
     Cancelled,
@@ -464,3 +464,53 @@ for index in range(100_000):
         store.finish(node.id, "interrupted")
         assert store.get(node.id).text == node.text
     assert load_draft(path.with_name("draft.txt")) == "typed meanwhile"
+
+
+def test_a_text_written_by_hand_hangs_below_what_it_was_made_of(
+    store: HistoryStore, recorder: HistoryRecorder
+) -> None:
+    recorder.observe(started(1, "The sun"))
+    recorder.observe(finished(1, " sets", 2))
+    key = recorder.keep_text("The sun rises", after_job=1)
+    assert recorder.flush()
+    node_id, made_of = recorder.node_of(key), recorder.node_of(1)
+    assert key < 0 and node_id is not None and made_of is not None
+    node = store.get(node_id)
+    assert (node.kind, node.text) == ("edit", " rises")
+    assert node.parent == store.get(made_of).parent  # a sibling of the text: it replaces its end
+    added = recorder.keep_text("The sun sets, and", parent=made_of)
+    same = recorder.keep_text("The sun sets", parent=made_of)
+    recorder.observe(started(2, "The sun rises", parent=node_id))
+    recorder.observe(finished(2, " again", 1))
+    assert recorder.flush()
+    below = recorder.node_of(added)
+    assert below is not None and store.get(below).parent == made_of
+    assert recorder.node_of(same) == made_of
+    continued = recorder.node_of(2)
+    assert continued is not None and store.get(continued).parent == node_id
+
+
+def test_a_text_written_by_hand_outlives_a_full_disk(
+    store: HistoryStore, recorder: HistoryRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = Failing(store, "attach_prompt", monkeypatch)
+    failing.error = HistoryError("the disk is full")
+    key = recorder.keep_text("The sun rises")
+    assert not recorder.flush() and recorder.node_of(key) is None
+    failing.error = None
+    assert recorder.flush()
+    node_id = recorder.node_of(key)
+    assert node_id is not None and store.full_text(node_id) == "The sun rises"
+    assert store.count() == 1
+
+
+def test_a_text_that_is_edited_has_a_draft_of_its_own(
+    store: HistoryStore, recorder: HistoryRecorder
+) -> None:
+    recorder.keep_draft("a prompt")
+    recorder.keep_edit_draft("an edit")
+    assert recorder.flush()
+    assert load_draft() == "a prompt" and load_draft(edit_draft_path()) == "an edit"
+    recorder.keep_edit_draft("")
+    assert recorder.flush()
+    assert load_draft() == "a prompt" and load_draft(edit_draft_path()) == ""

@@ -190,6 +190,11 @@ class TextSurface:
         scrolled, self._scrolled_by_user = self._scrolled_by_user, False
         return scrolled
 
+    @property
+    def clicks(self) -> int:
+        """Of the last press: 1, 2 or 3 in quick succession at one place."""
+        return self._granularity
+
     # -- selecting with the mouse --------------------------------------------------------------
 
     def select_with_mouse(self, area: Area, selection: Selectable) -> bool:

@@ -184,7 +184,7 @@ class TextView:
             if self.streaming:
                 surface.draw_caret(area, len(self._text))
             hovered = surface.character_under_mouse(area)
-            double = area.hovered and bool(imgui.is_mouse_double_clicked(0))
+            double = area.clicked and surface.clicks == 2
             return ViewResult(hovered, self._clicked(area, hovered), double, copied)
 
     def _clicked(self, area: Area, hovered: int | None) -> int | None:

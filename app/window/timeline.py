@@ -77,7 +77,8 @@ class Timeline:
         if not self._past:
             return None
         step = self._past.pop()
-        step.typed = None  # what is typed next begins anew
+        for ended in (step, *self._past[-1:]):
+            ended.typed = None  # what is typed next begins anew
         self._future.append(step)
         return step
 

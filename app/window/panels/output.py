@@ -125,6 +125,7 @@ class OutputPanel:
         ui.mark("output.editor")
         if result.changed:
             state.editing = editor.text
+            inputs.current().redraw_in(0.3)  # the draft is kept with the next frame
         if result.submitted:
             state.finish_edit()
 

@@ -116,6 +116,8 @@ def attract_typing(ui: Ui, editor: TextEditor) -> None:
     queue = inputs.current()
     if editor.focused or ui.overlay or imgui.get_io().want_text_input:
         return
+    if isinstance(queue.focus, TextEditor) and ui.state.editing is not None:
+        return  # the output is being edited
     if any(
         isinstance(event, Typed) or (event.matches(inputs.KEY_ENTER) and queue.focus is None)
         for event in queue.pending()
