@@ -10,115 +10,152 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import float32
+from llvmlite import ir
+from numba import float32, types
 from numpy.typing import NDArray
 
 from engine.config import GenerationConfig
 from engine.native.jit import helper
 from engine.native.simd import (
+    F64,
+    I32,
+    I64,
     LANES,
-    add_f64,
-    below,
-    count_ones,
-    exp_f64,
-    fma_f64,
+    V_F32,
+    V_F64,
+    V_I32,
+    Builder,
+    Value,
+    broadcast,
+    constant,
+    emit_exp,
+    emit_max,
+    for_range,
     from_order_key,
+    intrinsic,
+    load,
     mask_at_least,
+    muladd,
+    offset,
     order_key,
     read_f32,
-    read_f64,
-    splat_f64,
-    sum_lanes_f64,
+    read_i64,
+    reduce_lanes,
+    store,
     trailing_zeros,
-    where_at_least,
+    variable,
     write_f64,
+    write_i64,
 )
 from engine.step_record import Alternative, RuleEffect, StepRecord
 
-_FIELDS = 14  # of a row, before the alternatives: their ids, then their logits
+_FIELDS = 12  # of a row, before its list of the most probable tokens
+_ID = 1 << 32  # more than any token's id
+_EMPTY = -0x7F800001 * _ID - _ID + 1  # comes after every token, and reads as -infinity
 
 
 @helper
-def _write_sums(logits: int, span: int, s: Any, row: int) -> None:
-    """Sums of w = exp(l - highest) over all tokens, and of w (l - highest); of w after the rules.
+def _write_largest(logits: int, span: int, last: int) -> None:
+    """The largest logits and their tokens, as order_key * 2^32 - id, the largest first.
 
-    Those of top-p with all tokens of its lowest logit, also the ones it dropped.
+    `last` is the address after the list, where there is room for what falls out of it; before the
+    list is a number that is larger than all. Once the list is full of large logits, few get past
+    the comparison of whole vectors.
     """
-    total, spread = splat_f64(0.0), splat_f64(0.0)
-    after_top_k, after_top_p = splat_f64(0.0), splat_f64(0.0)
-    for i in range(0, span, LANES):
-        here = logits + 4 * i
-        distance = below(here, s.highest)
-        weight = exp_f64(distance)
-        total = add_f64(total, weight)
-        spread = fma_f64(weight, distance, spread)
-        after_top_k = add_f64(after_top_k, where_at_least(weight, here, s.top_k_bound))
-        after_top_p = add_f64(after_top_p, where_at_least(weight, here, s.top_p_bound))
-    write_f64(row, sum_lanes_f64(total))
-    write_f64(row + 8, sum_lanes_f64(spread))
-    write_f64(row + 16, sum_lanes_f64(after_top_k))
-    write_f64(row + 24, sum_lanes_f64(after_top_p))
-
-
-@helper
-def _rank(logits: int, span: int, token: int) -> int:
-    """How many tokens have a larger logit, or the same one and a lower id."""
-    chosen = read_f32(logits + 4 * token)
-    larger = from_order_key(order_key(chosen + float32(0.0)) + 1)  # -0 is not less than 0
-    count = 0
-    for i in range(0, span, LANES):
-        before = min(max(token - i, 0), LANES)
-        equal = mask_at_least(logits + 4 * i, chosen) & ((1 << before) - 1)
-        count += count_ones(mask_at_least(logits + 4 * i, larger) | equal)
-    return count
-
-
-@helper
-def _write_largest(logits: int, span: int, count: int, ids: int) -> None:
-    """The `count` largest logits, the largest first, and before them their ids.
-
-    Of equal ones the lower id comes first. Once the list is full of large ones, few tokens get
-    past the comparison of whole vectors.
-    """
-    values = ids + 8 * count
-    for j in range(count):
-        write_f64(ids + 8 * j, -1.0)
-        write_f64(values + 8 * j, -math.inf)
-    least = -math.inf
+    least = float32(-np.inf)
     for i in range(0, span, LANES):
         bits = mask_at_least(logits + 4 * i, least)
         while bits != 0:
-            lane = trailing_zeros(bits)
+            token = i + trailing_zeros(bits)
             bits &= bits - 1
-            value = float(read_f32(logits + 4 * (i + lane)))
-            if value > least:
-                j = count - 1
-                while j > 0 and read_f64(values + 8 * (j - 1)) < value:
-                    write_f64(values + 8 * j, read_f64(values + 8 * (j - 1)))
-                    write_f64(ids + 8 * j, read_f64(ids + 8 * (j - 1)))
-                    j -= 1
-                write_f64(values + 8 * j, value)
-                write_f64(ids + 8 * j, i + lane)
-                least = read_f64(values + 8 * (count - 1))
+            value = read_f32(logits + 4 * token) + float32(0.0)  # -0 is the same as 0
+            key = order_key(value) * _ID - token
+            place = last
+            while read_i64(place - 8) < key:
+                write_i64(place, read_i64(place - 8))
+                place -= 8
+            write_i64(place, key)
+        least = from_order_key((read_i64(last - 8) + _ID - 1) >> 32)
+
+
+@intrinsic
+def _write_sums(
+    typing_context: Any,
+    logits: Any,
+    span: Any,
+    highest: Any,
+    top_k_bound: Any,
+    top_p_bound: Any,
+    top_p_first: Any,
+    chosen: Any,
+    token: Any,
+    row: Any,
+) -> Any:
+    """One pass over the logits: what a row begins with.
+
+    The sums of w = exp(l - highest), of w (l - highest), and of w over what top-k and top-p keep;
+    how many they keep; the rank of the chosen token. One function of LLVM code, because Numba takes
+    long over many small ones.
+    """
+
+    def generate(context: Any, b: Builder, signature: Any, values: Any) -> Any:
+        logits, span, highest, k_bound, p_bound, p_first, chosen, token, row = values
+        top, k_bound = broadcast(b, highest), broadcast(b, k_bound)
+        p_bound, chosen = broadcast(b, p_bound), broadcast(b, chosen)
+        p_first, token = (broadcast(b, b.trunc(v, I32)) for v in (p_first, token))
+        sums = [variable(b, constant(V_F64, 0.0)) for _ in range(4)]
+        counts = [variable(b, constant(V_I32, 0)) for _ in range(3)]
+        ids = variable(b, ir.Constant(V_I32, list(range(LANES))))
+        with for_range(b, b.sdiv(span, constant(I64, LANES))) as loop:
+            v = load(b, b.add(logits, b.mul(loop.index, constant(I64, 4 * LANES))), V_F32, 4)
+            # exp of -708 is next to nothing, and a product with it is not NaN.
+            distance = b.fsub(b.fpext(v, V_F64), top)
+            distance = emit_max(b, distance, constant(V_F64, -708.0))
+            weight = emit_exp(b, distance)
+            here = b.load(ids)
+            kept_by_k = b.fcmp_ordered(">=", v, k_bound)
+            kept_by_p = _past(b, v, p_bound, b.icmp_signed(">=", here, p_first))
+            before = _past(b, v, chosen, b.icmp_signed("<", here, token))
+            nothing = constant(V_F64, 0.0)
+            b.store(b.fadd(b.load(sums[0]), weight), sums[0])
+            b.store(muladd(b, weight, distance, b.load(sums[1])), sums[1])
+            for place, kept in ((sums[2], kept_by_k), (sums[3], kept_by_p)):
+                b.store(b.fadd(b.load(place), b.select(kept, weight, nothing)), place)
+            for place, mask in zip(counts, (kept_by_k, kept_by_p, before), strict=True):
+                b.store(b.add(b.load(place), b.zext(mask, V_I32)), place)
+            b.store(b.add(here, constant(V_I32, LANES)), ids)
+        for i, place in enumerate(sums):
+            store(b, reduce_lanes(b, b.load(place), b.fadd), offset(b, row, 8 * i), 8)
+        for i, place in enumerate(counts, len(sums)):
+            count = reduce_lanes(b, b.load(place), b.add)
+            store(b, b.sitofp(count, F64), offset(b, row, 8 * i), 8)
+        return context.get_dummy_value()
+
+    integer, single = types.intp, types.float32
+    arguments = (integer, integer, types.float64, single, single, integer, single, integer, integer)
+    return types.void(*arguments), generate
+
+
+def _past(b: Builder, v: Value, bound: Value, among_equals: Value) -> Value:
+    """Lanes above `bound`, and of those that are equal the ones of the mask."""
+    equal = b.and_(b.fcmp_ordered("==", v, bound), among_equals)
+    return b.or_(b.fcmp_ordered(">", v, bound), equal)
 
 
 @helper
 def write_step(logits: int, vocab: int, s: Any) -> None:
     """The row of the token that `choose` just chose for `s`, a SEQUENCE record."""
-    row = s.steps + s.published * s.step_bytes
     span = (vocab + LANES - 1) // LANES * LANES
-    _write_sums(logits, span, s, row)
-    write_f64(row + 32, s.highest)
-    write_f64(row + 40, read_f32(logits + 4 * s.token))
-    write_f64(row + 48, _rank(logits, span, s.token))
-    write_f64(row + 56, s.top_k_bound)
-    write_f64(row + 64, s.top_k_left)
-    write_f64(row + 72, s.top_p_bound)
+    row = s.steps + s.published * s.step_bytes
+    chosen = read_f32(logits + 4 * s.token)
+    bound = read_f32(logits + 4 * s.top_p_first)
+    _write_sums(logits, span, s.highest, s.top_k_bound, bound, s.top_p_first, chosen, s.token, row)
+    write_f64(row + 56, chosen)
+    write_f64(row + 64, s.top_k_bound)
+    write_f64(row + 72, bound)
     write_f64(row + 80, s.top_p_first)
-    write_f64(row + 88, s.top_p_ties)
-    write_f64(row + 96, s.top_p_left)
-    write_f64(row + 104, s.kept_weight)
-    _write_largest(logits, span, s.alternatives, row + 8 * _FIELDS)
+    write_f64(row + 88, s.kept_weight)
+    _write_largest(logits, span, row + s.step_bytes - 8)
 
 
 class Steps:
@@ -127,8 +164,10 @@ class Steps:
     def __init__(self, config: GenerationConfig, vocab: int, room: int) -> None:
         """For `room` tokens; `config.logprobs` is not 0."""
         config = config.resolved()
-        self.alternatives = min(config.logprobs, vocab)
-        self.rows = np.zeros((room, _FIELDS + 2 * self.alternatives))
+        alternatives = min(config.logprobs, vocab)
+        self.rows = np.zeros((room, _FIELDS + 1 + alternatives + 1))
+        largest = self.rows[:, _FIELDS:].view(np.int64)
+        largest[:, 0], largest[:, 1:] = np.iinfo(np.int64).max, _EMPTY
         self._vocab = vocab
         self._draws = config.draws
         self._temperature = config.temperature if config.draws else 1.0
@@ -137,33 +176,41 @@ class Steps:
 
     def told(self, tokens: NDArray[np.int64], first: int, last: int) -> list[StepRecord]:
         """The records of the tokens `first` to `last` - 1."""
-        rows = self.rows[first:last].tolist()
-        return [
-            self._tell(token, row)
-            for token, row in zip(tokens[first:last].tolist(), rows, strict=True)
-        ]
+        rows = self.rows[first:last]
+        keys = rows[:, _FIELDS + 1 : -1].view(np.int64)
+        order = (keys + (_ID - 1)) >> 32
+        ids = order * _ID - keys
+        bits = np.where(order < 0, order ^ 0x7FFFFFFF, order).astype(np.int32)
+        parts = zip(
+            tokens[first:last].tolist(),
+            rows[:, :_FIELDS].tolist(),
+            ids.tolist(),
+            bits.view(np.float32).tolist(),
+            strict=True,
+        )
+        return [self._tell(*part) for part in parts]
 
-    def _tell(self, token: int, row: list[float]) -> StepRecord:
+    def _tell(
+        self, token: int, row: list[float], ids: list[int], logits: list[float]
+    ) -> StepRecord:
         """The counterpart of `write_step`; the same as engine.describe says."""
-        total, spread, _, _, highest, logit, rank = row[:7]
-        k_bound, _, p_bound, p_first, _, _, kept = row[7:_FIELDS]
+        total, spread, _, _, _, _, rank, logit, k_bound, p_bound, p_first, kept = row
         draws, temperature = self._draws, self._temperature
-        log_total = math.log(total)
-        final_top = highest / temperature + math.log(kept if draws else total)
+        highest, log_total = logits[0], math.log(total)
+        top = highest + log_total  # logarithms of the two distributions' sums
+        final_top = highest / temperature + math.log(kept) if draws else top
         alternatives = []
-        values = row[_FIELDS + self.alternatives :]
-        for other, value in zip(row[_FIELDS:], values, strict=False):
-            logprob = value - highest - log_total
-            if self._top_k and value < k_bound:
-                alternatives.append(Alternative(int(other), logprob, None, "top_k"))
+        for other, value in zip(ids, logits, strict=True):
+            if value < k_bound and self._top_k:
+                alternatives.append(Alternative(other, value - top, None, "top_k"))
             elif self._top_p and (value < p_bound or (value == p_bound and other < p_first)):
-                alternatives.append(Alternative(int(other), logprob, None, "top_p"))
-            elif other >= 0.0:
+                alternatives.append(Alternative(other, value - top, None, "top_p"))
+            elif value > -math.inf:
                 final = value / temperature - final_top
-                alternatives.append(Alternative(int(other), logprob, final))
+                alternatives.append(Alternative(other, value - top, final))
         return StepRecord(
             token,
-            logit - highest - log_total,
+            logit - top,
             logit / temperature - final_top if draws else 0.0,
             int(rank),
             log_total - spread / total,
@@ -172,18 +219,15 @@ class Steps:
         )
 
     def _funnel(self, row: list[float]) -> tuple[RuleEffect, ...]:
-        total, _, after_top_k, after_top_p, highest = row[:5]
-        _, k_left, p_bound, _, p_ties, p_left, _ = row[7:_FIELDS]
+        total, _, k_mass, p_mass, k_left, p_left = row[:6]
         effects = []
         left, mass = self._vocab, 1.0
         if self._temperature != 1.0:
             effects.append(RuleEffect("temperature", left, mass))
         if self._top_k:
-            left, mass = int(k_left), after_top_k / total
+            left, mass = int(k_left), k_mass / total
             effects.append(RuleEffect("top_k", left, mass))
         if self._top_p:
-            if p_left < left:  # otherwise they are the same tokens
-                after_top_p -= p_ties * math.exp(p_bound - highest)
-                left, mass = int(p_left), after_top_p / total
+            left, mass = int(p_left), p_mass / total
             effects.append(RuleEffect("top_p", left, mass))
         return tuple(effects)

@@ -159,7 +159,6 @@ class NativeDecoding:
             return None
         steps = record.Steps(request.config, self._runner.model.config.vocab_size, room)
         sequence["steps"], sequence["step_bytes"] = steps.rows.ctypes.data, steps.rows.strides[0]
-        sequence["alternatives"] = steps.alternatives
         return steps
 
     def _make_control(self, count: int) -> NDArray[Any]:

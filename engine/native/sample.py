@@ -65,25 +65,20 @@ SEQUENCE = np.dtype(
         ("out", _INT),  # address of int64 [room]: tokens as they come
         ("published", _INT),  # how many are there; written last
         ("status", _INT),  # RUNNING and so on
-        # What `choose` decided, for engine.native.record. Greedy: the largest logit alone.
-        ("highest", np.float64),  # the largest logit
-        ("top_k_bound", np.float64),  # the logit from which top-k keeps tokens
-        ("top_k_left", _INT),  # how many those are
-        ("top_p_bound", np.float64),  # the lowest logit that top-p keeps
-        ("top_p_first", _INT),  # the lowest id that it keeps among those of that logit
-        ("top_p_ties", _INT),  # how many of that logit it does not keep
-        ("top_p_left", _INT),  # how many tokens it keeps
-        ("kept_weight", np.float64),  # sum of exp((l - highest) / temperature) over those
+        # What `choose` found, for engine.native.record; with greedy only the first of these.
+        ("highest", np.float64),  # logit
+        ("top_k_bound", np.float64),  # the lowest logit that top-k keeps
+        ("top_p_first", _INT),  # the lowest id that top-p keeps among those of the lowest logit
+        ("kept_weight", np.float64),  # sum of exp((l - highest) / temperature) over what is left
         ("steps", _INT),  # address of the rows of engine.native.record, or 0
         ("step_bytes", _INT),  # of a row
-        ("alternatives", _INT),  # in a row
     ]
 )
 
 
 def scratch_bytes(vocab_stride: int) -> int:
-    """Bytes of scratch that `choose` needs: weights, then two lists of candidates."""
-    return 8 * vocab_stride + 32 * CANDIDATES
+    """Bytes of scratch that `choose` needs: weights, then candidates' ids and their keys."""
+    return 8 * vocab_stride + 16 * CANDIDATES
 
 
 @helper
@@ -204,23 +199,14 @@ def _kth_largest(logits: int, span: int, k: int, lowest: float, highest: float, 
 
 
 @helper
-def _note_nucleus(s: Any, logits: int, first: int, ties: int, left: int) -> None:
-    """What top-p kept: `first` is the last token in, `ties` are out with the same logit."""
-    s.top_p_bound = read_f32(logits + 4 * first)
-    s.top_p_first = first
-    s.top_p_ties = ties
-    s.top_p_left = left
-
-
-@helper
 def _keep_nucleus(
     logits: int, weights: int, span: int, s: Any, lowest: float, highest: float, ids: int
 ) -> Any:
     """Find the smallest set of tokens whose probabilities reach top_p.
 
     A token is in it while those before it, by falling weight and then by falling id, sum to less
-    than top_p; the first one always is. Returns a logit below which no token is in it; those of
-    at least that logit that are not get a weight of 0.
+    than top_p; the first one always is. Returns a logit below which none is in it; those of at
+    least that logit that are not get a weight of 0. Sets top_p_first.
     """
     whole, undecided = _mass(logits, weights, span, lowest)
     target = s.top_p * whole
@@ -239,34 +225,26 @@ def _keep_nucleus(
             undecided -= count - above
             high, mass, above = middle, heavier, count
     keys = ids + 8 * CANDIDATES
-    first, ties = 0, 0
     if undecided <= UNDECIDED:
         found = _gather(logits, span, from_order_key(low), high, ids)
         for i in range(found):
             write_f64(keys + 8 * i, read_f64(weights + 8 * read_i64(ids + 8 * i)))
         _sort(ids, keys, found)
-        lightest = 0.0
         for i in range(found - 1, -1, -1):
-            weight, token = read_f64(keys + 8 * i), read_i64(ids + 8 * i)
-            if mass >= target and above > 0:
-                write_f64(weights + 8 * token, 0.0)
-                ties += weight == lightest
+            if mass >= target and (above > 0 or i < found - 1):
+                write_f64(weights + 8 * read_i64(ids + 8 * i), 0.0)
             else:
-                above += 1
-                lightest, first = weight, token
-            mass += weight
+                s.top_p_first = read_i64(ids + 8 * i)
+            mass += read_f64(keys + 8 * i)
     else:  # very many tokens with one and the same logit
         for i in range(span - 1, -1, -1):
             if order_key(read_f32(logits + 4 * i)) == low:
-                weight = read_f64(weights + 8 * i)
                 if mass >= target and above > 0:
                     write_f64(weights + 8 * i, 0.0)
-                    ties += 1
                 else:
-                    above += 1
-                    first = i
-                mass += weight
-    _note_nucleus(s, logits, first, ties, above)
+                    s.top_p_first = i
+                mass += read_f64(weights + 8 * i)
+                above += 1
     return from_order_key(low)
 
 
@@ -307,42 +285,25 @@ def _draw_candidates(
         weight = math.exp(value / s.temperature - top)
         write_f64(keys + 8 * i, weight)
         total += weight
-    # Kept are those of at least this weight, and of that very weight only from this id on.
-    lightest, first_id = 0.0, 0
+    first = 0
     if s.top_p < 1.0:
-        sorted_ids, sorted_keys = ids + 16 * CANDIDATES, ids + 24 * CANDIDATES
-        for i in range(count):
-            write_i64(sorted_ids + 8 * i, read_i64(ids + 8 * i))
-            write_f64(sorted_keys + 8 * i, read_f64(keys + 8 * i))
-        _sort(sorted_ids, sorted_keys, count)
-        cumulative = 0.0
-        for i in range(count):
-            cumulative += read_f64(sorted_keys + 8 * i) / total
-            if cumulative > 1.0 - s.top_p or i == count - 1:
-                lightest = read_f64(sorted_keys + 8 * i)
-                first_id = read_i64(sorted_ids + 8 * i)
-                break
-    kept, left, ties = 0.0, 0, 0
-    for i in range(count):
-        weight = read_f64(keys + 8 * i)
-        if weight < lightest or (weight == lightest and read_i64(ids + 8 * i) < first_id):
-            write_f64(keys + 8 * i, 0.0)
-            ties += weight == lightest
-        else:
-            kept += weight
-            left += 1
-    s.kept_weight = kept
-    _note_nucleus(s, logits, first_id, ties, left)
-    running = 0.0
-    last = 0
-    for i in range(count):
-        weight = read_f64(keys + 8 * i)
-        if weight > 0.0:
-            running += weight
-            last = read_i64(ids + 8 * i)
-            if running > u * kept:
-                break
-    return last
+        _sort(ids, keys, count)
+        cumulative = read_f64(keys) / total
+        while cumulative <= 1.0 - s.top_p and first < count - 1:
+            first += 1
+            cumulative += read_f64(keys + 8 * first) / total
+        s.top_p_first = read_i64(ids + 8 * first)
+        # Those left, by id again: whole numbers order alike when they are read as float64.
+        _sort(keys + 8 * first, ids + 8 * first, count - first)
+        total = 0.0
+        for i in range(first, count):
+            total += read_f64(keys + 8 * i)
+    s.kept_weight = total
+    running = read_f64(keys + 8 * first)
+    while running <= u * total and first < count - 1:
+        first += 1
+        running += read_f64(keys + 8 * first)
+    return read_i64(ids + 8 * first)
 
 
 @helper
@@ -352,12 +313,14 @@ def choose(logits: int, vocab: int, s: Any, scratch: int) -> Any:
     `logits` are `vocab` floats, followed by -infinity up to a whole vector.
     """
     span = (vocab + LANES - 1) // LANES * LANES
-    largest = load_f32(logits)
-    unusable = any_nan(largest)
-    for i in range(LANES, span, LANES):
+    largest, negated = splat(float32(-np.inf)), splat(float32(-3.0e38))
+    unusable = False
+    for i in range(0, span, LANES):
         v = load_f32(logits + 4 * i)
         unusable |= any_nan(v)
         largest = maximum(v, largest)
+        v = sub(splat(float32(0.0)), v)
+        negated = maximum(keep_below(v, vocab - i, float32(-3.0e38)), negated)
     highest = max_lanes(largest)
     if unusable or not np.isfinite(highest):
         return UNUSABLE
@@ -367,19 +330,15 @@ def choose(logits: int, vocab: int, s: Any, scratch: int) -> Any:
         while mask_at_least(logits + 4 * i, highest) == 0:
             i += LANES
         return int(i + trailing_zeros(mask_at_least(logits + 4 * i, highest)))
-    negated = splat(float32(-3.0e38))
-    for i in range(0, span, LANES):
-        v = sub(splat(float32(0.0)), load_f32(logits + 4 * i))
-        negated = maximum(keep_below(v, vocab - i, float32(-3.0e38)), negated)
     lowest = float32(max(-max_lanes(negated), float32(-3.0e38)))
     ids = scratch + 8 * span
     bound = lowest
     if 0 < s.top_k < vocab:
         bound = _kth_largest(logits, span, s.top_k, lowest, highest, ids)
+    s.top_k_bound = bound
     top = float(highest) / s.temperature
     u = _uniform(s.seed, s.sequence, s.index)
     count = _count(logits, span, bound)
-    s.top_k_bound, s.top_k_left = bound, count
     if count <= CANDIDATES:
         return _draw_candidates(logits, span, bound, count, s, top, u, ids)
     for i in range(0, span, LANES):

@@ -176,7 +176,7 @@ def _select_less(builder: Builder, a: Value, b: Value, yes: Value, no: Value) ->
     return builder.select(builder.fcmp_ordered("<", a, b), yes, no)
 
 
-def _reduce(builder: Builder, v: Value, combine: Callable[[Value, Value], Value]) -> Value:
+def reduce_lanes(builder: Builder, v: Value, combine: Callable[[Value, Value], Value]) -> Value:
     """Fold a vector by halves: always the same tree."""
     lanes = v.type.count
     while lanes > 1:
@@ -356,13 +356,13 @@ def maximum(builder: Builder, a: Value, b: Value) -> Value:
 @_define(f32, (f32x16,))
 def sum_lanes(builder: Builder, v: Value) -> Value:
     """Sum of the lanes, by halves."""
-    return _reduce(builder, v, builder.fadd)
+    return reduce_lanes(builder, v, builder.fadd)
 
 
 @_define(f32, (f32x16,))
 def max_lanes(builder: Builder, v: Value) -> Value:
     """Largest lane."""
-    return _reduce(builder, v, lambda a, b: emit_max(builder, a, b))
+    return reduce_lanes(builder, v, lambda a, b: emit_max(builder, a, b))
 
 
 @_define(f32x16, (f32x16, intp, f32))
@@ -423,7 +423,7 @@ def peak_64(builder: Builder, source: Value) -> Value:
         bits = load(builder, offset(builder, source, 64 * part), V_I32, 4)
         bits = builder.and_(bits, constant(V_I32, 0x7FFFFFFF))
         largest = bits if largest is None else _larger(builder, largest, bits)
-    top = _reduce(builder, largest, lambda a, b: _larger(builder, a, b))
+    top = reduce_lanes(builder, largest, lambda a, b: _larger(builder, a, b))
     return builder.bitcast(top, F32)
 
 
@@ -443,7 +443,7 @@ def quantise_32(builder: Builder, source: Value, target: Value, inverse: Value) 
         q = builder.sub(builder.bitcast(v, V_I32), constant(V_I32, 0x4B400000))
         total = builder.add(total, q)
         store(builder, builder.trunc(q, vector(I8)), offset(builder, target, 16 * part), 1)
-    return _reduce(builder, total, builder.add)
+    return reduce_lanes(builder, total, builder.add)
 
 
 @_define(f64x16, (f64,))
@@ -455,7 +455,7 @@ def splat_f64(builder: Builder, value: Value) -> Value:
 @_define(f64, (f64x16,))
 def sum_lanes_f64(builder: Builder, v: Value) -> Value:
     """Sum of the lanes, by halves."""
-    return _reduce(builder, v, builder.fadd)
+    return reduce_lanes(builder, v, builder.fadd)
 
 
 @_define(f64x16, (intp,))
@@ -485,40 +485,6 @@ def add_at_least(
     kept = builder.fcmp_ordered(">=", v, broadcast(builder, bound))
     w = builder.select(kept, load(builder, weights, V_F64, 8), constant(V_F64, 0.0))
     return builder.fadd(total, w)
-
-
-@_define(f64x16, (intp, f64))
-def below(builder: Builder, logits: Value, top: Value) -> Value:
-    """l - top of 16 float32 logits as float64, and -708 where that is less: its exp is nothing."""
-    v = builder.fpext(load(builder, logits, V_F32, 4), V_F64)
-    v = builder.fsub(v, broadcast(builder, top))
-    least = constant(V_F64, -708.0)
-    return _select_less(builder, v, least, least, v)
-
-
-@_define(f64x16, (f64x16,))
-def exp_f64(builder: Builder, v: Value) -> Value:
-    """exp of each lane; see emit_exp."""
-    return emit_exp(builder, v)
-
-
-@_define(f64x16, (f64x16, f64x16, f64x16))
-def fma_f64(builder: Builder, a: Value, b: Value, c: Value) -> Value:
-    """a * b + c, fused where the CPU can."""
-    return muladd(builder, a, b, c)
-
-
-@_define(f64x16, (f64x16, f64x16))
-def add_f64(builder: Builder, a: Value, b: Value) -> Value:
-    """a + b"""
-    return builder.fadd(a, b)
-
-
-@_define(f64x16, (f64x16, intp, f32))
-def where_at_least(builder: Builder, v: Value, logits: Value, bound: Value) -> Value:
-    """v where that of 16 float32 logits is at least `bound`, elsewhere 0."""
-    kept = builder.fcmp_ordered(">=", load(builder, logits, V_F32, 4), broadcast(builder, bound))
-    return builder.select(kept, v, constant(V_F64, 0.0))
 
 
 @_define(i64, (i64,))
