@@ -180,8 +180,11 @@ class _EndsIn(StoppingCriteria):
 
 
 @pytest.mark.parametrize("early_stopping", ["false", "true", "never"])
+@pytest.mark.parametrize("length_penalty", [-1.0, 1.0, 3.0])
 @pytest.mark.parametrize("beams", [2, 3, 5])
-def test_texts_that_a_stop_ends_equal_transformers(early_stopping: str, beams: int) -> None:
+def test_texts_that_a_stop_ends_equal_transformers(
+    early_stopping: str, beams: int, length_penalty: float
+) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(beams)
         sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 40, "n_positions": 64}
@@ -200,6 +203,7 @@ def test_texts_that_a_stop_ends_equal_transformers(early_stopping: str, beams: i
         num_beams=beams,
         num_return_sequences=beams,
         early_stopping={"false": False, "true": True, "never": "never"}[early_stopping],
+        length_penalty=length_penalty,
         max_new_tokens=12,
         do_sample=False,
         eos_token_id=39,
@@ -214,11 +218,12 @@ def test_texts_that_a_stop_ends_equal_transformers(early_stopping: str, beams: i
         beams,
         num_beams=beams,
         early_stopping=early_stopping,
+        length_penalty=length_penalty,
         end=39,
         max_new_tokens=12,
         stops=stops,
     )
-    assert any(result.reason == "stop" for result in found)
+    assert length_penalty > 1.0 or any(result.reason == "stop" for result in found)
     for result, expected in zip(found, theirs.sequences.tolist(), strict=True):
         new = expected[len(PROMPT) :]
         assert list(result.token_ids) == new[: len(result.token_ids)]
