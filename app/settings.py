@@ -63,6 +63,12 @@ class Settings(Options):
     preset: str | None = option(
         None, "Preset", "The preset of decoding options that was chosen last; `auto` is none."
     )
+    coloring: str = option(
+        "off",
+        "Colour",
+        "What the output's tokens are coloured by.",
+        choices=("off", "probability", "entropy"),
+    )
     load: LoadConfig = field(default_factory=LoadConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     before_preset: GenerationConfig = field(default_factory=GenerationConfig)  # to go back to

@@ -86,7 +86,9 @@ class MainWindow:
         self._draw_all()
         shortcuts.run(inputs.current(), self._actions())
         state = ui.state
-        ui.preferences.change(load=state.selection, generation=state.decoding)
+        ui.preferences.change(
+            load=state.selection, generation=state.decoding, coloring=state.coloring
+        )
         self._hand_over_keyboard()
         if ui.preferences.unsaved or ui.session.counting:
             inputs.current().redraw_in(0.3)  # both rest a moment before they act
@@ -271,6 +273,7 @@ def _run(window: Window, settings: Settings, notice: str | None, given: dict[str
         selection=first_selection(settings.load, given),
         prompt=load_draft(),
     )
+    state.coloring = settings.coloring
     session = Session(state, worker, background, recorder=recorder)
     _keep_interrupted_edit(state, recorder)
     preferences = Preferences(settings, background, session.report)

@@ -5,7 +5,7 @@ Tokens can be coloured (`shades`); what the model no longer sees is dimmed.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 from app.window import shades, theme
 from app.window.clipboard import clean_text
@@ -108,6 +108,10 @@ class OutputView:
         if index < 0 or not self._spans[index][0] <= character < self._spans[index][1]:
             return None
         return index
+
+    def first_in_view(self) -> int:
+        """The first token of the first line in view, or the next one after it."""
+        return bisect_left(self._spans, self.view.first_in_view, key=lambda span: span[0])
 
     def rectangle(self, index: int) -> Rectangle | None:
         """Where a token was last drawn on the screen; None where it is out of view."""

@@ -114,6 +114,15 @@ class TextView:
         left = area.left + span.left
         return left, top, area.left + span.right, top + surface.line_height
 
+    @property
+    def first_in_view(self) -> int:
+        """The first character of the first line that was last drawn."""
+        surface = self._surface
+        if self._area is None:
+            return 0
+        lines = surface.visible_lines(self._area)
+        return surface.layout.line_range(lines.start)[0] if lines else 0
+
     def shows(self, rectangle: tuple[float, float, float, float]) -> bool:
         """Whether a rectangle lies in the part that is in view."""
         area = self._area

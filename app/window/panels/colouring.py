@@ -7,6 +7,7 @@ import imgui
 from app.window import fonts, shades, theme, widgets
 from app.window import format as fmt
 from app.window.records import Output
+from app.window.state import AppState
 from app.window.theme import px
 from app.window.ui import Ui
 
@@ -38,61 +39,70 @@ def draw(ui: Ui, width: float) -> None:
             ui.say("from the next text on, how each token was chosen is recorded", 6.0)
         ui.mark(f"colour.{mode}")
     imgui.same_line(spacing=px(20))
-    room = left + width - imgui.get_cursor_pos_x()
+    right = left + width
     with fonts.use("small"):
+        line = imgui.get_text_line_height()
         if state.coloring != "off" and not state.output.recorded:
-            _line(_why_no_colours(ui), room)
+            _line(_why_no_colours(state), right - imgui.get_cursor_pos_x())
         elif state.coloring != "off":
-            room -= _legend(state.coloring, room)
+            _legend(state.coloring, right - imgui.get_cursor_pos_x())
         if state.output.reread is not None:
+            text = _sees(state.output)
             imgui.same_line(spacing=px(20))
-            _line(_sees(state.output), room - px(20))
+            if imgui.get_cursor_pos_x() + imgui.calc_text_size(text).x > right:
+                top += line + px(8)
+                imgui.set_cursor_pos((left, top))
+            _line(text, right - imgui.get_cursor_pos_x())
             ui.mark("output.sees")
-    with fonts.use("small"):
-        imgui.set_cursor_pos((left, top + imgui.get_text_line_height() + px(12)))
+        imgui.set_cursor_pos((left, top + line + px(12)))
 
 
-def _legend(mode: str, room: float) -> float:
-    """The classes with their colours, as far as there is room; returns the width taken."""
-    start = imgui.get_cursor_pos_x()
+def _legend(mode: str, room: float) -> None:
+    """The classes with their colours; without their names where there is no room for all."""
     x, y = imgui.get_cursor_screen_pos()
-    begin, line, gap = x, imgui.get_text_line_height(), px(8)
+    begin, line, gap, inset = x, imgui.get_text_line_height(), px(8), px(6)
     draw = imgui.get_window_draw_list()
-    for label, colour in shades.legend(mode):
-        wide = imgui.calc_text_size(label).x + 2 * px(6)
-        if x + wide - begin > room:
-            break
+    classes = shades.legend(mode)
+    widths = [imgui.calc_text_size(label).x + 2 * inset for label, _ in classes]
+    named = sum(widths) + gap * (len(classes) - 1) <= room
+    if not named:
+        widths, gap = [px(14)] * len(classes), px(3)
+    for (label, colour), wide in zip(classes, widths, strict=True):
+        low, high = (x, y - px(1)), (x + wide, y + line + px(2))
         if colour is not None:
-            behind = imgui.get_color_u32_rgba(*colour)
-            draw.add_rect_filled(x, y - px(1), x + wide, y + line + px(2), behind, px(3))
+            draw.add_rect_filled(*low, *high, imgui.get_color_u32_rgba(*colour), px(3))
         else:
-            draw.add_rect(x, y - px(1), x + wide, y + line + px(2), theme.u32("line"), px(3))
-        draw.add_text(x + px(6), y, theme.u32("text"), label)
+            draw.add_rect(*low, *high, theme.u32("line"), px(3))
+        if named:
+            draw.add_text(x + inset, y, theme.u32("text"), label)
         x += wide + gap
-    imgui.dummy(max(x - begin, 1.0), line)
-    widgets.tooltip(_LEGEND_TIPS[mode])
-    return imgui.get_cursor_pos_x() - start + (x - begin)
+    imgui.dummy(x - gap - begin, line)
+    names = ", ".join(label for label, _ in classes)
+    widgets.tooltip(f"{_LEGEND_TIPS[mode]} The colours, in order: {names}.")
 
 
 def _line(text: str, room: float) -> None:
     """A dim line, shortened where it must be and whole on hover."""
+    shown = widgets.elided(fonts.show(text), max(room, px(16)))
     with widgets.colored("dim"):
-        imgui.text(widgets.elided(fonts.show(text), max(room, px(16))))
-    widgets.tooltip(text)
+        imgui.text(shown)
+    if shown != text:
+        widgets.tooltip(text)
 
 
-def _why_no_colours(ui: Ui) -> str:
-    state = ui.state
+def _why_no_colours(state: AppState) -> str:
     if state.running and not state.output.token_ids:
         return ""
     if not state.decoding.logprobs:
         return "Nothing is recorded: set Record above 0 under Inspection and speed."
     if not state.output.text:
         return ""
+    if state.output.reason == "edited":
+        return "What was edited by hand has no tokens; the next text has."
     return "This text was written without records; the next one has them."
 
 
 def _sees(output: Output) -> str:
     kept, last = output.seen_tokens
     first = f"the first {fmt.plural(kept, 'token')} and " if kept else ""
-    return f"The model still sees {first}the last {last:,}; the rest is dimmed"
+    return f"The model still sees {first}the last {last:,}"

@@ -20,6 +20,7 @@ from engine.step_record import Alternative, RuleEffect, StepRecord
 
 WIDTH = 420.0
 HOVER_S = 0.12  # the pointer passes over many tokens on its way to one
+UNSEEN = "The model no longer sees this part of the text."
 KEYS = (
     "\u2190 \u2192 token \u00b7 \u2191 \u2193 alternative \u00b7 Enter branches \u00b7 Esc closes"
 )
@@ -43,6 +44,8 @@ class Inspector:
         self._version = -1
         self._resting: tuple[int, float] | None = None  # token under the pointer, since when
         self._height = 0.0
+        self._rest = 0.0  # of the height, without the alternatives
+        self._rows = 0  # alternatives shown
         self._over = False  # the pointer was on the popover in the last frame
 
     def pin(self, index: int) -> None:
@@ -77,7 +80,7 @@ class Inspector:
         if self.pinned is None:
             return False
         record = ui.state.output.record(self.pinned)
-        choices = record.alternatives if record else ()
+        choices = record.alternatives[: self._rows] if record else ()
         if key == inputs.KEY_ESCAPE:
             self.close()
         elif key in (inputs.KEY_LEFT, inputs.KEY_RIGHT):
@@ -152,6 +155,7 @@ class Inspector:
             with imgui.begin("##inspect", flags=flags):
                 self._content(ui, index, width - 2 * px(16))
                 height = imgui.get_window_height()
+                self._rest = max(imgui.get_cursor_pos_y() - self._rows * _row_height(), 0.0)
                 self._over = bool(imgui.is_window_hovered())
                 position = imgui.get_window_position()
                 ui.rectangles["inspect"] = (
@@ -177,6 +181,9 @@ class Inspector:
         with fonts.use("small"), widgets.colored("dim"):
             imgui.same_line(left + width - imgui.calc_text_size(place).x)
             imgui.text(place)
+        first, end = output.unseen
+        if index < len(output.spans) and first <= output.spans[index][0] < end:
+            widgets.small(UNSEEN, "warn")
         record = output.record(index)
         if record is None:
             widgets.small("How it was chosen was not recorded.")
@@ -191,7 +198,10 @@ class Inspector:
         self._footer(ui, index, record is not None)
 
     def _alternatives(self, ui: Ui, record: StepRecord, width: float) -> None:
-        rows = list(record.alternatives)
+        # At most as many as the screen has room for.
+        room = imgui.get_io().display_size.y - px(32) - self._rest
+        self._rows = min(len(record.alternatives), max(int(room / _row_height()), 3))
+        rows = list(record.alternatives[: self._rows])
         if all(row.token_id != record.token_id for row in rows):  # drawn from further below
             rows.append(Alternative(record.token_id, record.logprob, record.final_logprob))
         names = ui.session.token_names([row.token_id for row in rows])
@@ -206,7 +216,7 @@ class Inspector:
         usable = self.pinned is not None and not ui.state.why_not_branch
         for number, (row, name) in enumerate(zip(rows, names, strict=True)):
             chosen = row.token_id == record.token_id
-            can = usable and not chosen and number < len(record.alternatives)
+            can = usable and not chosen
             if self._row(row, name, chosen, can, number, width, columns):
                 self._branch(ui, row)
             ui.mark(f"inspect.{number}")
@@ -223,7 +233,7 @@ class Inspector:
     ) -> bool:
         left, top = imgui.get_cursor_pos()
         x, y = imgui.get_cursor_screen_pos()
-        height = imgui.get_text_line_height() + px(3)
+        height = _row_height() - imgui.get_style().item_spacing.y
         pressed = bool(imgui.invisible_button(f"row{number}", width, height)) and can
         hovered = can and imgui.is_item_hovered()
         draw = imgui.get_window_draw_list()
@@ -286,6 +296,11 @@ class Inspector:
     def _branch(self, ui: Ui, row: Alternative) -> None:
         if self.pinned is not None and ui.state.branch(self.pinned, row.token_id):
             self.close()
+
+
+def _row_height() -> float:
+    """From one alternative to the next."""
+    return float(imgui.get_text_line_height() + px(3) + imgui.get_style().item_spacing.y)
 
 
 def _beside(place: Rectangle, width: float, height: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from app.window.facts import short_name
 from app.window.output_view import OutputView
 from app.window.panels import colouring, output_header
 from app.window.panels.help import STEPS
-from app.window.panels.inspect import Inspector
+from app.window.panels.inspect import UNSEEN, Inspector
 from app.window.panels.output_header import Action
 from app.window.state import GenerationStatus, ModelStatus
 from app.window.text_editor import TextEditor
@@ -19,7 +19,6 @@ from app.window.ui import Ui
 
 PADDING = (16.0, 12.0)
 MARKED_TOKENS = 10  # whose places are remembered, for tests of the real window
-UNSEEN = "The model no longer sees this part of the text."
 
 
 class OutputPanel:
@@ -79,7 +78,8 @@ class OutputPanel:
         if state.coloring != "off":
             hovered = text.token_at(result.hovered)
             self._inspector.draw(ui, hovered, text.token_at(result.clicked), text.rectangle)
-            for index in range(MARKED_TOKENS):
+            first = text.first_in_view()
+            for index in range(first, first + MARKED_TOKENS):
                 if (place := text.rectangle(index)) is not None:
                     ui.rectangles[f"token.{index}"] = place
         elif text.is_dimmed(result.hovered):
@@ -121,6 +121,7 @@ class OutputPanel:
         state = ui.state
         with fonts.use("small"), widgets.colored("dim"):
             imgui.text(widgets.elided(fonts.show(_before(state.output.prompt)), width))
+            imgui.dummy(1, px(1))
         result = editor.draw("output editor", placeholder="Nothing follows the prompt")
         ui.mark("output.editor")
         if result.changed:

@@ -41,15 +41,20 @@ class Action:
 def draw(ui: Ui, width: float, actions: list[Action]) -> None:
     """Heading, facts and actions."""
     left, top = imgui.get_cursor_pos()
-    widgets.caption("Output")
-    used = imgui.get_item_rect_size().x
     gap = px(20)
     with fonts.use("small"):
         taken = sum(imgui.calc_text_size(action.name).x for action in actions)
         line = imgui.get_text_line_height()
+    with fonts.use("caption"):
+        used = imgui.calc_text_size("OUTPUT").x
     if used + taken + gap * len(actions) > width:
         gap = px(10)
     wide = taken + gap * (len(actions) - 1)
+    if used + gap + wide <= width:
+        widgets.caption("Output")
+    else:
+        imgui.dummy(1, 1)
+        used = 0.0
     room = width - used - wide - 2 * gap
     facts = "editing" if ui.state.editing is not None else _facts(ui.state.output)
     if facts and room > px(80):
