@@ -654,3 +654,14 @@ def test_beams_are_shown_while_they_are_sought() -> None:
     state.apply(Finished(2, "length", " rises", (9, 8), timings(2, 0.2), -0.5))
     assert state.output.text == " rises" and state.output.token_ids == [9, 8]
     assert not state.running
+
+
+def test_the_tokens_of_the_best_beam_take_the_place_of_the_preview() -> None:
+    state = ready()
+    start(state)
+    state.apply(Beams(2, (" sets on", " rises"), (-1.0, -2.0), 2, timings(2, 0.2)))
+    version = state.output_version
+    write(state, 2, " ri", "ses")
+    assert state.output.text == " rises" and state.output_version > version
+    state.apply(Finished(2, "length", " rises", (50, 51), timings(2, 0.2), -0.5))
+    assert state.output.text == " rises" and state.output.spans == [(0, 3), (3, 6)]
