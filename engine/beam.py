@@ -88,6 +88,7 @@ class BeamSearch:
         self._finished: list[BeamResult] = []  # at most num_beams, the best first
         self._length = 0  # new tokens of each running text
         self._ended = False
+        self.given_up: str | None = None  # the reason, where `end` ended the search
 
     @property
     def done(self) -> bool:
@@ -145,8 +146,10 @@ class BeamSearch:
 
     def end(self, reason: str) -> None:
         """Give up: what is running counts as ended as it stands. Nothing where it is `done`."""
-        if self._length and not self._ended:
-            self._keep([self._result(text, reason) for text in self._running])
+        if not self._ended:
+            self.given_up = reason
+            if self._length:
+                self._keep([self._result(text, reason) for text in self._running])
         self._running, self._ended = [], True
 
     def _continuations(self, logits: Logits) -> tuple[Tokens, Tokens, Floats]:

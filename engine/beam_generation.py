@@ -81,6 +81,8 @@ class _BeamText(Writing):
         """What is to be said when the search is over; BackendError where it found too little."""
         results = found.search.results(self._sequence + 1)
         if len(results) <= self._sequence:
+            if found.search.given_up is not None:  # before there was anything of this text
+                return [self._finished(found.search.given_up)]
             raise BackendError(
                 f"beam search found only {len(results)} texts: the rules leave no more; relax "
                 "them or lower num_return_sequences"

@@ -25,15 +25,7 @@ from engine.beam_generation import BeamFollower, BeamGeneration
 from engine.config import MAX_SEQUENCES, GenerationConfig, LoadConfig
 from engine.decoding import Text, begin, run_on, step
 from engine.errors import EngineError, ModelNotFoundError
-from engine.events import (
-    Bandwidth,
-    Cancelled,
-    Downloaded,
-    Event,
-    Loaded,
-    Loading,
-    ModelInfo,
-)
+from engine.events import Bandwidth, Cancelled, Downloaded, Event, Loaded, Loading, ModelInfo
 from engine.fast_path import Decoding
 from engine.generation import PREFILL_CHUNK, Generation, Writing, with_seed
 from engine.held import Held, bandwidth, read_model
@@ -266,7 +258,8 @@ class Worker:
     def _fail_all(self, error: Exception) -> None:
         """Answer every text under way; the caches are in an unknown state, so all are closed."""
         active, self._active = self._active, []
-        for job, _ in active:
+        for job, writing in active:
+            writing.fail(error)
             if not job.done:
                 self._publish(job, failure(job, error, "writing"))
         if held := self._held:
@@ -356,6 +349,8 @@ class Worker:
 
     def _begin(self, command: _GenerateCommand, held: Held) -> Writing:
         """The text that a command asks for, with a slot."""
+        if command.group is not None:
+            command.config.check_together()
         first = command.group[0] if command.group else None
         if isinstance(first, BeamGeneration):
             return BeamFollower(first, job_id=command.job.id, sequence=command.sequence)
@@ -397,6 +392,7 @@ class Worker:
         except Exception as error:
             # Every cache that was named to the backend has an undefined content now.
             for job, writing in going:
+                writing.fail(error)  # others of its request may wait for it
                 writing.discard(held.pool)
                 self._active.remove((job, writing))
                 if not job.done:
@@ -437,6 +433,7 @@ class Worker:
                 self._closing.is_set()
                 or not self._inbox.empty()
                 or any(job.cancelled for job in jobs)
+                or any(command.job.cancelled for command in self._pending)
             )
 
         def started(run: Decoding) -> None:
