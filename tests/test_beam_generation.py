@@ -173,13 +173,19 @@ def test_the_same_alone_and_beside_other_texts(
         num_return_sequences=2, logprobs=2, context_policy=policy, max_new_tokens=30
     )
     with working(native, tokenizer) as worker:
-        quiet = collect(worker.generate_many(PROMPT, config))
+        jobs = worker.generate_many(PROMPT, config)
+        quiet = collect(jobs)
         sampled = GenerationConfig(max_new_tokens=40, seed=1)
         others = [worker.generate(p, sampled) for p in ("A word", "The sun sets on the sea")]
         others += worker.generate_many("And the hill", BEAM.replace(num_return_sequences=3))
-        busy = collect(worker.generate_many(PROMPT, config))
+        jobs_beside = worker.generate_many(PROMPT, config)
+        busy = collect(jobs_beside)
         collect(others)
     assert [(e.token_ids, e.score) for e in busy] == [(e.token_ids, e.score) for e in quiet]
+    for job, beside, end in zip(jobs, jobs_beside, quiet, strict=True):
+        records = [e.record for e in job.drain() if isinstance(e, Token)]
+        assert [r.token_id for r in records if r] == list(end.token_ids)
+        assert records == [e.record for e in beside.drain() if isinstance(e, Token)]
 
 
 def test_cancelling_one_text_ends_the_search_and_keeps_what_there_is(
