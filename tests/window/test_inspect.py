@@ -218,6 +218,17 @@ def test_the_keyboard_moves_between_tokens_and_branches(bench: Bench) -> None:
     assert bench.state.prompt == "The sun"
 
 
+def test_enter_on_the_token_itself_changes_nothing(bench: Bench) -> None:
+    recorded(bench)
+    pin(bench, 1)
+    jobs = len(bench.worker.jobs)
+    bench.press(inputs.KEY_ENTER)  # nothing is marked
+    bench.press(inputs.KEY_DOWN)
+    bench.press(inputs.KEY_ENTER)
+    bench.frame()
+    assert len(bench.worker.jobs) == jobs and bench.state.prompt == "The sun"
+
+
 def test_continuing_from_a_token_drops_what_follows(bench: Bench) -> None:
     recorded(bench)
     pin(bench, 1)

@@ -311,6 +311,37 @@ def test_a_duel_streams_side_by_side_and_one_text_is_taken_over(app: App) -> Non
     assert facts["banners"] == []
 
 
+def test_a_coloured_token_is_explained_branched_at_and_the_branch_taken_back(app: App) -> None:
+    app.click("tab.Write")
+    app.click("colour.probability")
+    app.write_something_long()
+    app.key("Escape")
+    first = app.wait("the stop", lambda f: f["generation"] == "idle")["output"]
+    tokens = {
+        name: place
+        for name, place in app.wait("tokens", lambda f: "token" in str(f["widgets"].keys()))[
+            "widgets"
+        ].items()
+        if name.startswith("token.") and place[2] - place[0] > 6
+    }
+    left, top, right, bottom = next(iter(tokens.values()))
+    app.xdotool("mousemove", int((left + right) / 2), int((top + bottom) / 2))
+    app.wait("the popover", lambda f: "inspect" in f["widgets"])
+    app.xdotool("click", 1)
+    app.wait("it pinned", lambda f: "inspect.continue" in f["widgets"])
+    app.click("inspect.1")
+    app.wait("a branch", lambda f: f["generation"] == "streaming" and f["output"] != first)
+    app.key("Escape")
+    app.wait("the stop", lambda f: f["generation"] == "idle" and "inspect" not in f["widgets"])
+    app.key("ctrl+z")
+    app.wait("the text before", lambda f: f["output"] == first)
+    app.key("ctrl+y")
+    app.wait("the branch again", lambda f: f["output"] != first)
+    app.click("colour.off")
+    app.click("prompt")
+    assert app.facts["banners"] == []
+
+
 def test_killed_it_loses_nothing_and_closes_cleanly(
     app: App, home: Path, model: str, xvfb_display: str
 ) -> None:

@@ -93,8 +93,9 @@ class Inspector:
             start = -1 if self.marked is None else self.marked
             self.marked = min(max(start + step, 0), len(choices) - 1)
         elif key in (inputs.KEY_ENTER, inputs.KEY_KP_ENTER):
-            if self.marked is not None and self.marked < len(choices):
-                self._branch(ui, choices[self.marked])
+            row = choices[self.marked] if self.marked is not None else None
+            if row is not None and row.token_id != ui.state.output.token_ids[self.pinned]:
+                self._branch(ui, row)
         else:
             return False
         return True
