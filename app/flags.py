@@ -111,4 +111,6 @@ def _help(option: Option) -> str:
         facts.append(f"typical: {option.typical}")
     if option.methods:
         facts.append(f"used by {', '.join(option.methods)}")
+    if option.policies:
+        facts.append(f"used by {', '.join(option.policies)}")
     return f"{option.help} ({'; '.join(facts)}; default: {default})"

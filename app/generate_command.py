@@ -54,18 +54,18 @@ def generate_command(
 
 
 def _say_what_is_unused(args: argparse.Namespace, config: GenerationConfig) -> None:
-    """A note where options were given that the method does not look at."""
+    """A note where options were given that the method or the context policy does not look at."""
+    method, policy = config.decoding, config.context_policy
     declared = GenerationConfig.options()
-    unused = [
-        declared[name].flag
-        for name in chosen(args, GenerationConfig)
-        if not declared[name].used_by(config.decoding)
-        if name != "seed"  # so that scripts can always give one
-    ]
-    if unused:
-        print(
-            f"note: --decoding {config.decoding} does not use {', '.join(unused)}", file=sys.stderr
-        )
+    # Scripts can always give a seed.
+    given = [declared[name] for name in chosen(args, GenerationConfig) if name != "seed"]
+    for what, unused in (
+        (f"--decoding {method}", [o for o in given if not o.used_by(method)]),
+        (f"--context-policy {policy}", [o for o in given if not o.used_under(policy)]),
+    ):
+        if unused:
+            flags = ", ".join(option.flag for option in unused)
+            print(f"note: {what} does not use {flags}", file=sys.stderr)
 
 
 def _prompt(given: str) -> str:

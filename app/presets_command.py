@@ -19,7 +19,7 @@ def with_preset(name: str | None, given: dict[str, Any]) -> GenerationConfig:
     """The preset's options under those given, which win; ConfigError for an unknown name."""
     if name is None:
         return GenerationConfig.from_mapping(given)
-    return presets.find(name, _load()).apply(GenerationConfig()).replace(**given)
+    return GenerationConfig.from_mapping(presets.find(name, _load()).sets | given)
 
 
 def _load() -> tuple[Preset, ...]:

@@ -6,7 +6,9 @@ new option appears everywhere by being added here. Imports nothing heavy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from engine.errors import ConfigError
 from engine.options import Option, Options, option
@@ -215,7 +217,8 @@ class GenerationConfig(Options):
     max_length: int | None = option(
         None,
         "Whole length",
-        "Most tokens of prompt and text together; auto sets no such limit.",
+        "Most tokens of prompt and text together; auto sets no such limit. Given without a number "
+        "of new tokens it is the only limit.",
         minimum=1,
         maximum=10_000_000,
         section="Length and number",
@@ -260,6 +263,7 @@ class GenerationConfig(Options):
         maximum=1_000_000,
         typical="50 to 512",
         section="Long texts",
+        policies=("reset", "slide"),
     )
     keep: int = option(
         4,
@@ -270,6 +274,7 @@ class GenerationConfig(Options):
         typical="4 to 64",
         step=1,
         section="Long texts",
+        policies=("slide",),
     )
     speculation: str = option(
         "none",
@@ -278,6 +283,7 @@ class GenerationConfig(Options):
         "in one pass: the same text, sooner where it repeats itself.",
         choices=("none", "lookup"),
         section="Inspection and speed",
+        methods=("greedy", *_DRAWS),
     )
     logprobs: int = option(
         0,
@@ -290,6 +296,16 @@ class GenerationConfig(Options):
         step=1,
         section="Inspection and speed",
     )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, ignore_unknown: bool = False) -> Self:
+        """As of Options. `max_length` without `max_new_tokens` is the only limit, as it is in
+        transformers' `generate`, not one beside that option's default."""
+        length = values.get("max_length")
+        if isinstance(length, int) and "max_new_tokens" not in values:
+            most = cls.options()["max_new_tokens"].maximum or length
+            values = {**values, "max_new_tokens": max(1, min(length, int(most)))}
+        return super().from_mapping(values, ignore_unknown=ignore_unknown)
 
     @property
     def draws(self) -> bool:

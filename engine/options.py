@@ -43,6 +43,7 @@ class Option:
     step: float = 0.0  # a sensible increment for sliders; 0 means continuous
     section: str = ""  # options that belong together, for display
     methods: tuple[str, ...] = ()  # decoding methods that use it; () means all
+    policies: tuple[str, ...] = ()  # context policies that use it; () means all
     aliases: tuple[str, ...] = ()  # other names on the command line, spelt as `name`
 
     @property
@@ -80,6 +81,10 @@ class Option:
     def used_by(self, decoding: str) -> bool:
         """Whether that decoding method looks at it."""
         return not self.methods or decoding in self.methods
+
+    def used_under(self, policy: str) -> bool:
+        """Whether that context policy looks at it."""
+        return not self.policies or policy in self.policies
 
     def check(self, value: Any) -> Any:
         """The value as the option's type; ConfigError names the option and its range."""
@@ -165,6 +170,7 @@ def option(
     step: float = 0.0,
     section: str = "",
     methods: tuple[str, ...] = (),
+    policies: tuple[str, ...] = (),
     aliases: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field that carries its declaration; the name and type come from the field."""
@@ -181,6 +187,7 @@ def option(
                 "step": step,
                 "section": section,
                 "methods": methods,
+                "policies": policies,
                 "aliases": aliases,
             }
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, PromptError
 
 Encode = Callable[[str], list[int]]
 Sequence = tuple[int, ...]  # token ids, at least one
@@ -80,7 +80,10 @@ def _encoded(option: str, text: str, encode: Encode | None) -> Sequence:
         raise ConfigError(
             f"{option}: a model's tokenizer is needed to look up {_short(text)}; load a model"
         )
-    sequence = tuple(encode(text))
+    try:
+        sequence = tuple(encode(text))
+    except PromptError as error:
+        raise ConfigError(f"{option}: {error}") from error
     if not sequence:
         raise ConfigError(f"{option}: {_short(text)} is no token to the model; remove it")
     return sequence

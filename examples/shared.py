@@ -33,7 +33,10 @@ def parser_for(doc: str | None, *options: str) -> argparse.ArgumentParser:
 
 def config_from(args: argparse.Namespace, **defaults: Any) -> GenerationConfig:
     """What was given on the command line, over the example's own defaults, with a seed."""
-    config = GenerationConfig.from_mapping(defaults | chosen(args, GenerationConfig))
+    given = chosen(args, GenerationConfig)
+    if "max_length" in given:  # which is then the only limit
+        defaults.pop("max_new_tokens", None)
+    config = GenerationConfig.from_mapping(defaults | given)
     return config if config.seed is not None else config.replace(seed=fresh_seed())
 
 

@@ -54,6 +54,27 @@ def test_a_whole_number_serves_as_a_float_but_is_stored_as_one() -> None:
     assert isinstance(value, float)
 
 
+@pytest.mark.parametrize(
+    ("given", "limit"),
+    [
+        ({"max_length": 200}, 200),
+        ({"max_length": 3_000_000}, 1_000_000),
+        ({"max_length": 200, "max_new_tokens": 25}, 25),
+        ({"max_length": None}, 25),
+    ],
+)
+def test_a_whole_length_alone_is_the_only_limit(given: dict[str, int | None], limit: int) -> None:
+    config = GenerationConfig.from_mapping(given)
+    assert config.max_new_tokens == limit
+    assert config.max_length == given["max_length"]
+
+
+@pytest.mark.parametrize("bad", [0, True, "9", 10**400])
+def test_a_bad_whole_length_is_still_named(bad: object) -> None:
+    with pytest.raises(ConfigError, match="max_length must be a whole number"):
+        GenerationConfig.from_mapping({"max_length": bad})
+
+
 def test_unknown_names_are_refused_unless_ignored() -> None:
     with pytest.raises(ConfigError, match="unknown option 'colour'"):
         GenerationConfig.from_mapping({"colour": 1})

@@ -121,3 +121,20 @@ def test_options_that_the_method_does_not_use_are_named(
     note, error = capsys.readouterr().err.splitlines()
     assert note == "note: --decoding greedy does not use --top-p, --num-beams"
     assert error.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("policy", "unused"),
+    [([], "--window, --keep"), (["reset"], "--keep"), (["slide"], None)],
+    ids=["stop", "reset", "slide"],
+)
+def test_options_that_the_context_policy_does_not_use_are_named(
+    policy: list[str], unused: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--context-policy", *policy] if policy else []
+    argv = ["--prompt", "a", "--window", "50", "--keep", "2", *chosen]
+    assert run(["generate", "--model", "./nowhere", *argv]) == 1
+    *notes, error = capsys.readouterr().err.splitlines()
+    name = policy[0] if policy else "stop"
+    assert notes == ([f"note: --context-policy {name} does not use {unused}"] if unused else [])
+    assert error.startswith("error: ")

@@ -283,6 +283,8 @@ def test_generate_begins_with_a_preset_and_what_is_given_wins(used: list[Generat
     assert run([*command, "--preset", "mine", "--seed", "1"]) == 0
     assert used[-1] == OTHER.replace(seed=1)
     assert run(command) == 0 and used[-1] == GenerationConfig()
+    assert run([*command, "--preset", "focused", "--max-length", "90"]) == 0
+    assert (used[-1].max_new_tokens, used[-1].max_length) == (90, 90)
 
 
 def test_an_unknown_preset_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ rule's border. Combinations run in float64 on both sides and skip nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers.generation import logits_process as theirs
 from engine.config import GenerationConfig
 from engine.errors import BackendError, ConfigError
 from engine.rules import Candidates, Rule, build_rules, run_rules, top_k, top_p, typical_p
+from engine.tokenizer import Tokenizer
 
 WORDS = " abcdefgh"  # each character is the token of its place
 NEAR = 1e-4
@@ -419,6 +421,12 @@ def test_words_need_a_tokenizer_and_must_be_something_to_it() -> None:
         build_rules(GenerationConfig(banned_words=["a"]))
     with pytest.raises(ConfigError, match="logit_bias: 'a' is no token"):
         build_rules(GenerationConfig(logit_bias=["a=1"]), encode=lambda text: [])
+
+
+def test_a_word_that_is_no_text_is_refused_under_the_options_name(tiny_model_dir: Path) -> None:
+    encode = Tokenizer(tiny_model_dir).encode
+    with pytest.raises(ConfigError, match="^banned_words: the text holds half of a surrogate"):
+        build_rules(GenerationConfig(banned_words=["\ud800"]), encode=encode)
 
 
 def test_rules_that_leave_nothing_are_named() -> None:
