@@ -217,6 +217,8 @@ def generate(
             raise generation.error
     finally:
         if sound:
+            if not generation.done:  # given up by the reader: nothing need be made ready any more
+                generation.finish("cancelled")
             generation.prepare(backend)
             generation.release(pool)
         else:

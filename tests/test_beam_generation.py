@@ -215,7 +215,8 @@ def test_cancelled_before_the_first_token(native: Any, tokenizer: Tokenizer) -> 
 
 
 def test_given_up_in_the_middle_by_the_reader(native: Any, tokenizer: Tokenizer) -> None:
-    events = generate(native, tokenizer, PROMPT, BEAM)
+    lent: Any = Failing(native, "fork", 1)  # which would be of no use any more
+    events = generate(lent, tokenizer, PROMPT, BEAM)
     assert any(isinstance(event, Beams) for event in events)
     events.close()  # type: ignore[attr-defined]
     assert slots(native) == 0
@@ -384,6 +385,12 @@ def test_a_stop_string_ends_a_text_also_across_tokens(native: Any, tokenizer: To
             assert not any(stop in text for text in event.texts)
     whole = tokenizer.decode(end.token_ids)
     assert end.text == (whole[: whole.index(stop)] if end.reason == "stop" else whole)
+    # All but its last character may be there already.
+    written, stop = free.token_ids[:5], free.text[: middle + 1]
+    unhindered = list(generate(native, tokenizer, PROMPT, config, written=written))
+    assert any(stop in text for e in unhindered if isinstance(e, Beams) for text in e.texts)
+    ended = generate(native, tokenizer, PROMPT, config.replace(stop=(stop,)), written=written)
+    assert not any(stop in text for e in ended if isinstance(e, Beams) for text in e.texts)
 
 
 def test_out_of_time(native: Any, tokenizer: Tokenizer) -> None:
