@@ -22,7 +22,7 @@ from typing import Any
 import filelock
 import numba
 import numba.core.config
-from numba.core import codegen, compiler, compiler_machinery, typed_passes
+from numba.core import codegen, compiler, compiler_machinery, typed_passes, untyped_passes
 from numba.core import errors as numba_errors
 
 from engine import paths
@@ -123,9 +123,19 @@ class _MakeLinkedOnly(compiler_machinery.AnalysisPass):
         return False
 
 
+# Numba's passes for closures, array expressions and inlined overloads. No helper has any, and
+# looking for them in all of them takes half a second.
+_NEEDLESS = (
+    untyped_passes.InlineClosureLikes,
+    typed_passes.InlineOverloads,
+    typed_passes.NopythonRewrites,
+)
+
+
 class _HelperCompiler(compiler.CompilerBase):
     def define_pipelines(self) -> list[Any]:
         passes = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.passes = [(made, text) for made, text in passes.passes if made not in _NEEDLESS]
         passes.add_pass_after(_MakeLinkedOnly, typed_passes.NopythonTypeInference)
         passes.finalize()
         return [passes]
