@@ -119,7 +119,7 @@ class BeamSearch:
         """
         parents, tokens, scores = self._continuations(logits)
         if not len(parents) and not self._finished:  # say which rules left nothing
-            self.stages(0, logits[0])
+            self.stages(self._running[0].tokens, logits[0])
             raise unusable_logits()
         self._length += 1
         chosen: list[int] = []
@@ -139,10 +139,10 @@ class BeamSearch:
         self._ended = not running or self._satisfied()
         return Step([int(parents[i]) for i in chosen], [int(tokens[i]) for i in chosen], ended)
 
-    def stages(self, row: int, logits: Logits) -> list[Candidates]:
-        """What `advance` sees of a row, (vocab_size,) float32: before the first rule and after
-        each one. Before `advance`. Raises BackendError where the rules leave nothing."""
-        return run_rules(self._rules, self._unruled(logits), self._running[row].tokens)
+    def stages(self, tokens: Tokens, logits: Logits) -> list[Candidates]:
+        """What `advance` sees of a text (one of `texts`) and its row, (vocab_size,) float32:
+        before the first rule and after each one. BackendError where the rules leave nothing."""
+        return run_rules(self._rules, self._unruled(logits), tokens)
 
     def end(self, reason: str) -> None:
         """Give up: what is running counts as ended as it stands. Nothing where it is `done`."""

@@ -28,15 +28,19 @@ class BeamRecords:
         """`search.advance`, recorded."""
         if not self._alternatives:
             return self.search.advance(logits)
-        rows = [self.search.stages(row, one) for row, one in enumerate(logits)]
-        step, before = self.search.advance(logits), self._running
-
-        def grown(row: int, token: int) -> Records:
-            return (*before[row], self._describe(logits[row], token, rows[row]))
-
-        self._running = list(map(grown, step.parents, step.tokens))
-        for row, result in step.ended:
-            self._ended[result.token_ids] = grown(row, result.token_ids[-1])
+        texts, before = self.search.texts, self._running
+        step = self.search.advance(logits)
+        going = list(zip(step.parents, step.tokens, strict=True))
+        ended = [(row, result.token_ids[-1]) for row, result in step.ended]
+        told: dict[tuple[int, int], Records] = {}
+        for row in {row for row, _ in [*going, *ended]}:  # others may be texts that are dropped
+            stages = self.search.stages(texts[row], logits[row])
+            for place in [*going, *ended]:
+                if place[0] == row:
+                    told[place] = (*before[row], self._describe(logits[row], place[1], stages))
+        self._running = [told[place] for place in going]
+        for place, (_, result) in zip(ended, step.ended, strict=True):
+            self._ended[result.token_ids] = told[place]
         return step
 
     def _describe(self, logits: Logits, token: int, stages: list[Candidates]) -> StepRecord:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
 
 from engine.beam import BeamResult, BeamSearch
+from engine.beam_records import BeamRecords
 from engine.config import GenerationConfig
 from engine.errors import BackendError
 from engine.rules import Rule
@@ -138,6 +139,35 @@ def test_texts_that_nothing_may_follow_are_dropped() -> None:
         texts = [[*texts[p], t] for p, t in zip(step.parents, step.tokens, strict=True)]
     assert 1 <= len(beams.results(3)) <= 3
     assert all(result.reason == "end_of_text" for result in beams.results(3))
+
+
+DEAD_END = Rule(  # nothing may follow tokens 5 and 6
+    "dead_end",
+    lambda candidates, tokens: candidates.keep(candidates.ids < 8 * (tokens[-1] not in (5, 6))),
+)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_records_change_nothing_where_texts_are_dropped(seed: int) -> None:
+    def drive(alternatives: int) -> tuple[list[BeamResult], BeamRecords]:
+        model = table(8, seed)
+        beams = search(model, 8, rules=[DEAD_END], num_beams=4, max_new_tokens=9)
+        records = BeamRecords(beams, [DEAD_END], alternatives)
+        texts = [list(PROMPT)]
+        while not beams.done:
+            step = records.advance(np.stack([model(text) for text in texts]))
+            texts = [[*texts[p], t] for p, t in zip(step.parents, step.tokens, strict=True)]
+        return beams.results(4), records
+
+    plain, _ = drive(0)
+    found, records = drive(2)
+    assert found == plain
+    for result in found:
+        assert not {5, 6} & set(result.token_ids[:-1])
+        told = [record for record in records.of(result.token_ids) if record]
+        assert [record.token_id for record in told] == list(result.token_ids)
+        score = sum(record.logprob for record in told) / len(told)
+        assert score == pytest.approx(result.score)
 
 
 def test_unusable_logits_are_an_error() -> None:
