@@ -116,7 +116,10 @@ class Token(Event):
 
 @dataclass(frozen=True)
 class Beams(Event):
-    """How far beam search is: the texts under way, the best first. They may still be dropped."""
+    """How far beam search is: the texts under way, the best first. They may still be dropped.
+
+    One that is not read before the next one comes is passed over.
+    """
 
     texts: tuple[str, ...]
     scores: tuple[float, ...]  # log-probabilities over length ** length_penalty

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from engine.errors import BackendError, EngineError
-from engine.events import TERMINAL, Event, Failed
+from engine.events import TERMINAL, Beams, Event, Failed
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,8 @@ class Job:
 
     def __init__(self, job_id: int) -> None:
         self.id = job_id
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: deque[Event] = deque()
+        self._arrived = threading.Condition()
         self._cancelled = threading.Event()
         self._done = threading.Event()
         self._terminal: Event | None = None
@@ -43,24 +44,30 @@ class Job:
 
     def put(self, event: Event) -> None:
         """For the worker: publish an event."""
-        self._events.put(event)
+        with self._arrived:
+            # Each holds whole texts: of those that nobody has read the last one is enough.
+            if isinstance(event, Beams) and self._events and isinstance(self._events[-1], Beams):
+                self._events.pop()
+            self._events.append(event)
+            self._arrived.notify()
         if isinstance(event, TERMINAL):
             self._terminal = event
             self._done.set()
 
     def drain(self) -> list[Event]:
         """All events since the last call, without waiting."""
-        events = []
-        while True:
-            try:
-                events.append(self._events.get_nowait())
-            except queue.Empty:
-                return events
+        with self._arrived:
+            events = list(self._events)
+            self._events.clear()
+        return events
 
     def __iter__(self) -> Iterator[Event]:
         """Events as they come, up to the last one."""
         while True:
-            event = self._events.get()
+            with self._arrived:
+                while not self._events:
+                    self._arrived.wait()
+                event = self._events.popleft()
             yield event
             if isinstance(event, TERMINAL):
                 return

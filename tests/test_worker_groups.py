@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import GenerationConfig
-from engine.events import Cancelled, Failed, Finished
+from engine.events import Beams, Cancelled, Failed, Finished, Started, Token
 from engine.held import Held
 from engine.job import Job
 from engine.slots import SlotPool
@@ -123,3 +123,16 @@ def test_options_that_contradict_each_other_are_refused(
     for end in ends(worker.generate_many("a", bad)):
         assert isinstance(end, Failed)
         assert "num_return_sequences" in end.message
+
+
+def test_progress_of_beams_that_nobody_reads_does_not_pile_up(start: Start) -> None:
+    worker = start(ScriptedBackend())
+    jobs = worker.generate_many("a", BEAM.replace(max_new_tokens=20))
+    for end in ends(jobs):
+        assert isinstance(end, Finished) and len(end.token_ids) == 20
+    for job in jobs:
+        seen = list(job)
+        assert isinstance(seen[0], Started) and isinstance(seen[-1], Finished)
+        (beams,) = [event for event in seen if isinstance(event, Beams)]
+        assert beams.steps == 19
+        assert sum(isinstance(event, Token) for event in seen) == 20
