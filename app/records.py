@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ _COLUMNS = "{:>5}  {:<16} {:>7} {:>5} {:>7} {:>6} "
 _TITLES = ("#", "token", "prob", "rank", "entropy", "left")
 
 
+@cache  # reading a tokenizer takes a tenth of a second, and there may be many prompts
 def token_texts(model: ModelInfo) -> TokenText:
     """What each token of a model stands for; half a character is U+FFFD."""
     tokenizer = Tokenizer(Path(model.path))
