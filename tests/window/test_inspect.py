@@ -191,6 +191,20 @@ def test_a_click_on_an_alternative_branches_there(bench: Bench) -> None:
     assert bench.state.output.text == " sets on it"  # until the branch has begun
 
 
+def test_a_pointer_that_jumps_onto_an_alternative_and_clicks_at_once_branches(
+    bench: Bench,
+) -> None:
+    recorded(bench)
+    pin(bench, 1)
+    left, top, right, bottom = bench.ui.rectangles["inspect.1"]
+    bench.headless.mouse((left + right) / 2, (top + bottom) / 2)
+    for down in (True, False):  # the move and the press come in one frame
+        bench.headless.io.mouse_down[0] = down
+        bench.frame()
+    bench.frame()
+    assert bench.worker.jobs[-1].written == (10, 111)
+
+
 def test_a_click_on_the_token_itself_changes_nothing(bench: Bench) -> None:
     recorded(bench)
     pin(bench, 1)

@@ -46,7 +46,7 @@ class Inspector:
         self._height = 0.0
         self._rest = 0.0  # of the height, without the alternatives
         self._rows = 0  # alternatives shown
-        self._over = False  # the pointer was on the popover in the last frame
+        self._drawn: Rectangle | None = None  # where the popover was in the last frame
 
     def pin(self, index: int) -> None:
         """Keep a token's popover open; the keyboard moves on from there."""
@@ -112,11 +112,11 @@ class Inspector:
         """The popover of the token that is pinned or else under the pointer."""
         if clicked is not None:
             self.pin(clicked)
-        elif self.pinned is not None and imgui.is_mouse_clicked(0) and not self._over:
+        elif self.pinned is not None and imgui.is_mouse_clicked(0) and not self._under_pointer:
             self.close()
         index = self.pinned if self.pinned is not None else self._rested(hovered)
         place = where(index) if index is not None else None
-        self._over = False
+        self._drawn = None
         if index is None or place is None or index >= len(ui.state.output.token_ids):
             return
         left, top, right, bottom = place
@@ -125,6 +125,15 @@ class Inspector:
             thickness=max(1.5, px(1.5)),
         )  # fmt: skip
         self._popover(ui, index, place)
+
+    @property
+    def _under_pointer(self) -> bool:
+        """Whether the pointer is on the popover, wherever it was in the last frame."""
+        if self._drawn is None:
+            return False
+        left, top, right, bottom = self._drawn
+        x, y = imgui.get_io().mouse_pos
+        return left <= x <= right and top <= y <= bottom
 
     def _rested(self, hovered: int | None) -> int | None:
         """The token on which the pointer has been for a moment."""
@@ -157,11 +166,8 @@ class Inspector:
                 self._content(ui, index, width - 2 * px(16))
                 height = imgui.get_window_height()
                 self._rest = max(imgui.get_cursor_pos_y() - self._rows * _row_height(), 0.0)
-                self._over = bool(imgui.is_window_hovered())
-                position = imgui.get_window_position()
-                ui.rectangles["inspect"] = (
-                    position.x, position.y, position.x + width, position.y + height
-                )  # fmt: skip
+                x, y = imgui.get_window_position()
+                self._drawn = ui.rectangles["inspect"] = (x, y, x + width, y + height)
         finally:
             imgui.pop_style_color()
             imgui.pop_style_var(4)

@@ -55,8 +55,8 @@ class OutputPanel:
             return
         output_header.draw(ui, width, output_header.actions(ui, state.begin_edit, self._ask_export))
         _progress(ui, width)
+        colouring.draw(ui, width)
         if state.output.full_text or state.running:
-            colouring.draw(ui, width)
             self._draw_text(ui)
         else:
             _steps(ui)
