@@ -25,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, job in enumerate(jobs, 1):
             if len(jobs) > 1:
                 print(f"--- {number} of {len(jobs)} ---")
-            print(args.prompt, end="", flush=True)
             for piece in pieces_of(job):
                 print(piece, end="", flush=True)
             print()

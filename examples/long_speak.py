@@ -29,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     # With no end of text before the last token it goes on for as long as it may.
     config = config.replace(min_new_tokens=config.max_new_tokens)
     with loaded(args) as worker:
-        print(args.prompt, end="")
         job = worker.generate(args.prompt, config)
         try:
             for piece in pieces_of(job):

@@ -12,7 +12,7 @@ from typing import Any
 from app.flags import Parser, add_options, chosen
 from engine.config import GenerationConfig, LoadConfig
 from engine.errors import EngineError
-from engine.events import Failed, Finished, Loaded, Token
+from engine.events import Failed, Finished, Loaded, Started, Token
 from engine.job import Job
 from engine.philox import fresh_seed
 from engine.worker import Worker
@@ -58,11 +58,14 @@ def loaded(load: LoadConfig | argparse.Namespace) -> Iterator[Worker]:
 
 
 def pieces_of(job: Job) -> Iterator[str]:
-    """A text as it is written, piece by piece; it is cancelled when the reader goes away."""
+    """The prompt once it is taken, then the text as it is written; it is cancelled when the
+    reader goes away."""
     shown = 0
     try:
         for event in job:
-            if isinstance(event, Token):
+            if isinstance(event, Started):
+                yield event.prompt
+            elif isinstance(event, Token):
                 shown += len(event.text)
                 yield event.text
         yield finished(job).text[shown:]  # held back, as it could have become a stop string

@@ -164,6 +164,33 @@ def test_contradictions_are_one_line(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err.startswith("error: num_return_sequences is 3")
 
 
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("long_speak", ["--window", "5000"]),
+        ("gpt2_text_generation", ["--logit-bias", "sea"]),
+        ("gpt2_text_generation", ["--context-policy", "slide", "--keep", "600"]),
+    ],
+)
+def test_what_the_model_refuses_is_one_line_too(
+    name: str, bad: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(name, "--threads", "1", *bad) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+
+
+def test_a_whole_length_replaces_the_examples_own(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--threads", "1", "--method", "greedy", "--max-length", "8", "--min-new-tokens", "1"]
+    assert start("gpt2_text_generation", *args) == 0
+    assert capsys.readouterr().err.startswith("4 tokens")
+    args[-3] = "90"
+    assert start("gpt2_text_generation", *args, "--min-new-tokens", "86") == 0
+    assert capsys.readouterr().err.startswith("86 tokens")
+
+
 def test_ctrl_c_ends_a_long_text_cleanly() -> None:
     process = subprocess.Popen(
         [sys.executable, "examples/long_speak.py", "--threads", "1", "--seed", "7"],
