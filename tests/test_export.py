@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from engine import paths
 from engine.config import GenerationConfig
 from engine.errors import StorageError
 from engine.events import Timings
+from engine.step_record import Alternative, StepRecord
 
 OUTPUT = Output(
     prompt="The sun",
@@ -40,6 +43,19 @@ def test_json_holds_all_that_made_the_text(tmp_path: Path) -> None:
     assert record["settings"]["temperature"] == 0.5
     assert record["token_ids"] == [4, 5]
     assert record["timings"]["tokens_per_s"] == 4.0
+
+
+def test_json_holds_how_each_token_was_chosen() -> None:
+    drawn = StepRecord(4, -1.0, -0.5, 0, 2.0, (Alternative(4, -1.0, -0.5),), ())
+    ruled_out = dataclasses.replace(drawn, token_id=5, final_logprob=-math.inf)
+    output = dataclasses.replace(OUTPUT, records=[drawn, ruled_out])
+    for text_of in (None, lambda token_id: f" t{token_id}"):
+        first, second = json.loads(export.render(output, ".json", text_of))["records"]
+        assert (first["logprob"], first["final_logprob"], first["rank"]) == (-1.0, -0.5, 0)
+        assert first["alternatives"][0]["token_id"] == 4
+        assert second["final_logprob"] is None  # JSON has no infinity
+    assert second["text"] == " t5"
+    assert "records" not in json.loads(export.render(OUTPUT, ".json"))
 
 
 def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import platformdirs
 
+from app.records import TokenText, as_json
 from app.window.records import Output
 from engine import atomic, paths
 from engine.errors import EngineError
@@ -31,8 +33,12 @@ def as_text(output: Output) -> str:
     return output.full_text
 
 
-def as_record(output: Output) -> dict[str, Any]:
-    """Prompt, text, model, precision, seed, settings, token ids and timings, JSON-ready."""
+def as_record(output: Output, text_of: TokenText | None = None) -> dict[str, Any]:
+    """Prompt, text, model, precision, seed, settings, token ids and timings, JSON-ready.
+
+    Where tokens were recorded, `records` too, as the command line writes them; with the tokens'
+    texts where `text_of` knows them.
+    """
     config = output.config.as_dict() if output.config else {}
     timings = dataclasses.asdict(output.timings)
     timings["tokens_per_s"] = output.timings.tokens_per_s
@@ -51,13 +57,28 @@ def as_record(output: Output) -> dict[str, Any]:
         record["backend"] = output.model.backend
         record["threads"] = output.model.threads
         record["weights_hash"] = output.model.weights_hash
+    if output.recorded:
+        record["records"] = _records(output, text_of)
     return record
 
 
-def render(output: Output, suffix: str) -> str:
+def _records(output: Output, text_of: TokenText | None) -> list[Any]:
+    if text_of is None:
+        found: list[Any] = [r.as_dict() if r is not None else None for r in output.records]
+    else:
+        found = as_json(output.records, text_of)
+    for one in found:
+        # What a branch took though a rule had removed it: JSON has no infinity.
+        if one is not None and one["final_logprob"] == -math.inf:
+            one["final_logprob"] = None
+    return found
+
+
+def render(output: Output, suffix: str, text_of: TokenText | None = None) -> str:
     """The file's content for `.txt` or `.json`."""
     if suffix == ".json":
-        return json.dumps(as_record(output), ensure_ascii=False, indent=2) + "\n"
+        record = as_record(output, text_of)
+        return json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     return as_text(output) + "\n"
 
 

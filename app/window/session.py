@@ -243,18 +243,27 @@ class Session:
         self.state.duel.bind([job.id for job in jobs])
         self._jobs += jobs
 
-    def token_names(self, token_ids: Sequence[int]) -> list[str]:
-        """What tokens of the text shown say, white space made visible; numbers where the model
-        in memory has other tokens."""
+    @property
+    def tokens_known(self) -> bool:
+        """Whether the model in memory has the same tokens as the one that wrote the text shown."""
         output, model = self.state.output, self.state.model
-        alike = model is not None and (
+        return model is not None and (
             model.name == output.model_name
             or (output.model is not None and output.model.vocab_size == model.vocab_size)
         )
-        found = self.worker.token_bytes(token_ids) if alike else None
+
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        """What tokens of the text shown say, white space made visible; numbers where that is not
+        known."""
+        found = self.worker.token_bytes(token_ids) if self.tokens_known else None
         if found is None:
             return [f"#{token_id}" for token_id in token_ids]
         return [pieces.visible(piece) for piece in found]
+
+    def token_text(self, token_id: int) -> str:
+        """What a token of the model in memory stands for; half a character is U+FFFD."""
+        found = self.worker.token_bytes([token_id])
+        return found[0].decode("utf-8", "replace") if found else ""
 
     def _place_tokens(self) -> None:
         """Learn which token wrote what in a text of which only the token ids are known."""

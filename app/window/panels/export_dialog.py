@@ -14,7 +14,7 @@ from app.window.theme import px
 from app.window.ui import Ui, overlay
 from engine.errors import EngineError
 
-_FORMATS = (".txt: the text", ".json: text, settings, seed and timings")
+_FORMATS = (".txt: the text", ".json: text, settings, seed, timings and records")
 
 
 class ExportDialog:
@@ -88,6 +88,7 @@ class ExportDialog:
         if path.suffix.lower() in export.FORMATS:
             suffix = path.suffix.lower()
         overwrite, self._busy = self._may_replace, True
+        text_of = ui.session.token_text if ui.session.tokens_known else None
 
         def written(path: Path) -> None:
             ui.say(f"written: {path.name}", 6.0)
@@ -96,7 +97,7 @@ class ExportDialog:
 
         ui.session.background.submit(
             "export",
-            lambda: export.write(path, export.render(output, suffix), overwrite=overwrite),
+            lambda: export.write(path, export.render(output, suffix, text_of), overwrite=overwrite),
             written,
             self._failed,
         )
