@@ -8,6 +8,7 @@ matmul.py    a linear layer over many rows
 attention.py keys, values, softmax
 forward.py   one pass of the model over a batch of rows
 sample.py    from logits to a token
+record.py    how the token was chosen
 decode.py    many steps in one call
 team.py      the threads
 pack.py      quantise and repack a checkpoint; the packed cache on disk
