@@ -6,16 +6,14 @@ the window, kept in the history.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Alternative:
+class Alternative(NamedTuple):
     """One of the most probable tokens of a step."""
 
     token_id: int
@@ -24,8 +22,7 @@ class Alternative:
     removed_by: str = ""  # name of that rule
 
 
-@dataclass(frozen=True)
-class RuleEffect:
+class RuleEffect(NamedTuple):
     """What one rule left. Rules that only change logits leave all of them."""
 
     rule: str  # the option's name: temperature, top_k, no_repeat_ngram_size ...
@@ -47,7 +44,11 @@ class StepRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return dataclasses.asdict(self)
+        return {
+            **vars(self),
+            "alternatives": [a._asdict() for a in self.alternatives],
+            "funnel": [effect._asdict() for effect in self.funnel],
+        }
 
 
 def to_bytes(records: Sequence[StepRecord | None]) -> bytes:
@@ -73,8 +74,8 @@ def _row(record: StepRecord) -> list[Any]:
         record.final_logprob,
         record.rank,
         record.entropy,
-        [(a.token_id, a.logprob, a.final_logprob, a.removed_by) for a in record.alternatives],
-        [(effect.rule, effect.left, effect.mass) for effect in record.funnel],
+        record.alternatives,
+        record.funnel,
     ]
 
 
