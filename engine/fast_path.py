@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from engine.config import GenerationConfig
 from engine.step_record import StepRecord
 
-FAST_RULES = frozenset({"temperature", "top_k", "top_p"})  # names of the rules that it knows
+FAST_RULES = frozenset({"min_new_tokens", "temperature", "top_k", "top_p"})  # that it knows
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DecodeRequest:
     config: GenerationConfig  # its seed must be set unless decoding is greedy
     index: int  # new tokens so far: the position of the next random number
     max_tokens: int  # to write now, at most
-    stop_token: int | None = None  # ends the text; it is written, as the last token
+    stop_token: int | None = None  # ends the text (see min_new_tokens) and is its last token
     sequence: int = 0  # of the random numbers
 
 

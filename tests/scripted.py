@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.events import ModelInfo
 from engine.fast_path import DecodeRequest
+from engine.rules import build_rules
 from engine.sampling import Sampler
 from engine.step_record import StepRecord
 
@@ -105,7 +106,10 @@ class ScriptedDecoding:
         self._last = [r.token for r in self.requests]
         self._index = [r.index for r in self.requests]
         self._left = [r.max_tokens for r in self.requests]
-        self._samplers = [Sampler(r.config, r.sequence) for r in self.requests]
+        self._samplers = [
+            Sampler(r.config, r.sequence, rules=build_rules(r.config, end_of_text=r.stop_token))
+            for r in self.requests
+        ]
         self.reasons: list[str | None] = [None] * len(self.requests)
         self._stopped = self.closed = False
         self._records: list[list[StepRecord]] = [[] for _ in self.requests]
@@ -130,7 +134,9 @@ class ScriptedDecoding:
         if not np.isfinite(logits).all():
             self.reasons[i] = "failed"
             return
-        self._last[i], record = self._samplers[i].choose(logits, self._index[i])
+        self._last[i], record = self._samplers[i].choose(
+            logits, self._index[i], range(self._index[i])
+        )
         if record is not None:
             self._records[i].append(record)
         fresh.append(self._last[i])

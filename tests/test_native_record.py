@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine.config import GenerationConfig
 from engine.fast_path import DecodeRequest
+from engine.rules import build_rules
 from engine.sampling import Sampler
 from engine.step_record import StepRecord
 from tests.native_support import load, write_model
@@ -40,16 +41,25 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     made.shutdown()
 
 
+def _sampler(config: GenerationConfig, stop: int | None) -> Sampler:
+    return Sampler(config, rules=build_rules(config, end_of_text=stop))
+
+
 def _reference(
-    backend: Any, prompt: Sequence[int], config: GenerationConfig, count: int
+    backend: Any,
+    prompt: Sequence[int],
+    config: GenerationConfig,
+    count: int,
+    stop: int | None = None,
 ) -> tuple[list[int], list[StepRecord | None]]:
     """Tokens and records, one step at a time."""
-    slot, sampler = backend.open(), Sampler(config)
+    slot, sampler = backend.open(), _sampler(config, stop)
     written: list[int] = []
     records = []
     fresh = list(prompt)
     for index in range(count):
-        token, record = sampler.choose(backend.extend([slot], [fresh])[0], index)
+        logits = backend.extend([slot], [fresh])[0]
+        token, record = sampler.choose(logits, index, range(index))
         written.append(token)
         records.append(record)
         fresh = [token]
@@ -58,14 +68,16 @@ def _reference(
 
 
 def _run(
-    backend: Any, texts: Sequence[tuple[Sequence[int], GenerationConfig, int]]
+    backend: Any,
+    texts: Sequence[tuple[Sequence[int], GenerationConfig, int]],
+    stop: int | None = None,
 ) -> list[tuple[list[int], list[StepRecord]]]:
     """Tokens and records of each text from its second token on, all in one run."""
     requests = []
     for prompt, config, count in texts:
         slot = backend.open()
-        first = Sampler(config)(backend.extend([slot], [prompt])[0], 0)
-        requests.append(DecodeRequest(slot, first, config, 1, count))
+        first = _sampler(config, stop)(backend.extend([slot], [prompt])[0], 0)
+        requests.append(DecodeRequest(slot, first, config, 1, count, stop))
     decoding = backend.start_decoding(requests)
     found: list[tuple[list[int], list[StepRecord]]] = [([], []) for _ in texts]
     over = False
@@ -161,6 +173,41 @@ def test_logits_of_every_shape(tmp_path: Path, kind: str) -> None:
         assert written == tokens[1:]
         for one, other in zip(records, expected[1:], strict=True):
             assert_same(one, other)
+    made.shutdown()
+
+
+@pytest.mark.parametrize(
+    "place", ["first", "likely", "unlikely", "last", "certain", "only", "nearly none"]
+)
+def test_no_end_of_text_before_so_many_tokens(tmp_path: Path, place: str) -> None:
+    logits = np.random.default_rng(5).standard_normal(3001).astype(np.float32)
+    stop = {"first": 0, "likely": 17, "unlikely": 40, "last": 3000}.get(place, 1234)
+    logits[stop] = {
+        "unlikely": -2.0,
+        "certain": 900.0,
+        "only": 900.0,
+        "nearly none": -900.0,
+    }.get(place, 6.0)
+    if place != "only":
+        logits[stop - 1] = logits[stop]  # one that ties with it
+    made = _planted(tmp_path / "m", logits)
+    sampled = [
+        GenerationConfig(top_k=top_k, top_p=top_p, temperature=temperature, seed=seed, logprobs=5)
+        for seed, (top_k, top_p, temperature) in enumerate(
+            [(0, 1.0, 1.0), (0, 0.9, 0.7), (2, 1.0, 1.0), (1100, 0.99, 1.0), (50, 0.5, 0.01)]
+        )
+    ]
+    for config in [*sampled, GenerationConfig(decoding="greedy", logprobs=50)]:
+        for least in (1, 3, 5, 9):
+            config = config.replace(min_new_tokens=least)
+            tokens, expected = _reference(made, [1, 2], config, 6, stop)
+            ((written, records),) = _run(made, [([1, 2], config, 5)], stop)
+            assert written == tokens[1 : 1 + len(written)]
+            assert written[-1] == stop or len(written) == 5
+            assert stop not in tokens[:least]
+            for one, other in zip(records, expected[1:], strict=False):
+                assert_same(one, other)
+            assert len(records) == len(written)
     made.shutdown()
 
 

@@ -49,7 +49,7 @@ from engine.native.simd import (
 )
 from engine.step_record import Alternative, RuleEffect, StepRecord
 
-_FIELDS = 12  # of a row, before its list of the most probable tokens
+_FIELDS = 13  # of a row, before its list of the most probable tokens
 _ID = 1 << 32  # more than any token's id
 _EMPTY = -0x7F800001 * _ID - _ID + 1  # comes after every token, and reads as -infinity
 
@@ -144,7 +144,10 @@ def _past(b: Builder, v: Value, bound: Value, among_equals: Value) -> Value:
 
 @helper
 def write_step(logits: int, vocab: int, s: Any) -> None:
-    """The row of the token that `choose` just chose for `s`, a SEQUENCE record."""
+    """The row of the token that `choose` just chose for `s`, a SEQUENCE record.
+
+    A token that could not be chosen, with the logit -infinity now, counts where the row is told.
+    """
     span = (vocab + LANES - 1) // LANES * LANES
     row = s.steps + s.published * s.step_bytes
     chosen = read_f32(logits + 4 * s.token)
@@ -155,13 +158,16 @@ def write_step(logits: int, vocab: int, s: Any) -> None:
     write_f64(row + 72, bound)
     write_f64(row + 80, s.top_p_first)
     write_f64(row + 88, s.kept_weight)
+    write_f64(row + 96, s.stop_logit)
     _write_largest(logits, span, row + s.step_bytes - 8)
 
 
 class Steps:
     """The rows of one text, and what they say."""
 
-    def __init__(self, config: GenerationConfig, vocab: int, room: int) -> None:
+    def __init__(
+        self, config: GenerationConfig, vocab: int, room: int, stop_token: int | None
+    ) -> None:
         """For `room` tokens; `config.logprobs` is not 0."""
         config = config.resolved()
         alternatives = min(config.logprobs, vocab)
@@ -169,6 +175,8 @@ class Steps:
         largest = self.rows[:, _FIELDS:].view(np.int64)
         largest[:, 0], largest[:, 1:] = np.iinfo(np.int64).max, _EMPTY
         self._vocab = vocab
+        self._stop_token = stop_token
+        self._min_new_tokens = config.min_new_tokens > 0 and stop_token is not None
         self._draws = config.draws
         self._temperature = config.temperature if config.draws else 1.0
         self._top_k = config.draws and config.top_k != 0
@@ -194,14 +202,23 @@ class Steps:
         self, token: int, row: list[float], ids: list[int], logits: list[float]
     ) -> StepRecord:
         """The counterpart of `write_step`; the same as engine.describe says."""
-        total, spread, _, _, _, _, rank, logit, k_bound, p_bound, p_first, kept = row
+        total, spread, _, _, _, _, rank, logit, k_bound, p_bound, p_first, kept, barred = row
         draws, temperature = self._draws, self._temperature
         highest, log_total = logits[0], math.log(total)
         top = highest + log_total  # logarithms of the two distributions' sums
         final_top = highest / temperature + math.log(kept) if draws else top
+        entropy, share, out = log_total - spread / total, 1.0, -1
+        if barred == barred:  # the end of the text could not be chosen
+            assert self._stop_token is not None
+            out = self._stop_token
+            rank += barred > logit or (barred == logit and out < token)
+            ids, logits = _listed(out, barred, ids, logits)
+            top, share, entropy = _counted(barred, top, entropy)
         alternatives = []
         for other, value in zip(ids, logits, strict=True):
-            if value < k_bound and self._top_k:
+            if other == out:
+                alternatives.append(Alternative(other, value - top, None, "min_new_tokens"))
+            elif value < k_bound and self._top_k:
                 alternatives.append(Alternative(other, value - top, None, "top_k"))
             elif self._top_p and (value < p_bound or (value == p_bound and other < p_first)):
                 alternatives.append(Alternative(other, value - top, None, "top_p"))
@@ -213,21 +230,42 @@ class Steps:
             logit - top,
             logit / temperature - final_top if draws else 0.0,
             int(rank),
-            log_total - spread / total,
+            entropy,
             tuple(alternatives),
-            self._funnel(row),
+            self._funnel(row, share),
         )
 
-    def _funnel(self, row: list[float]) -> tuple[RuleEffect, ...]:
+    def _funnel(self, row: list[float], share: float) -> tuple[RuleEffect, ...]:
+        """`share`: of the model's own probability, what the tokens that `row` counts hold."""
         total, _, k_mass, p_mass, k_left, p_left = row[:6]
         effects = []
-        left, mass = self._vocab, 1.0
+        left, mass = self._vocab, share
+        if self._min_new_tokens:
+            left -= row[-1] == row[-1]
+            effects.append(RuleEffect("min_new_tokens", left, mass))
         if self._temperature != 1.0:
             effects.append(RuleEffect("temperature", left, mass))
         if self._top_k:
-            left, mass = int(k_left), k_mass / total
+            left, mass = int(k_left), share * k_mass / total
             effects.append(RuleEffect("top_k", left, mass))
         if self._top_p:
-            left, mass = int(p_left), p_mass / total
+            left, mass = int(p_left), share * p_mass / total
             effects.append(RuleEffect("top_p", left, mass))
         return tuple(effects)
+
+
+def _counted(barred: float, top: float, entropy: float) -> tuple[float, float, float]:
+    """The logarithm of the sum with one logit more, the others' share of it, and the entropy."""
+    above = max(top, barred)
+    whole = above + math.log(math.exp(top - above) + math.exp(barred - above))
+    share, own = math.exp(top - whole), math.exp(barred - whole)
+    return whole, share, share * (entropy + whole - top) + own * (whole - barred)
+
+
+def _listed(
+    token: int, logit: float, ids: list[int], logits: list[float]
+) -> tuple[list[int], list[float]]:
+    """As many of the largest, with one that had the logit -infinity when they were listed."""
+    found = [(-value, other) for value, other in zip(logits, ids, strict=True) if other != token]
+    found = sorted([*found, (-logit, token)])[: len(ids)]
+    return [other for _, other in found], [-value for value, _ in found]

@@ -135,11 +135,14 @@ class NativeDecoding:
                 "asked for"
             )
         out = np.zeros(room, np.int64)
+        stop = -1 if request.stop_token is None else request.stop_token
+        can_stop = 0 <= stop < self._runner.model.config.vocab_size
         values = {
             "token": request.token,
             "index": request.index,
             "room": request.max_tokens,
-            "stop": -1 if request.stop_token is None else request.stop_token,
+            "stop": stop,
+            "stop_from": config.min_new_tokens if can_stop else 0,
             "greedy": config.decoding == "greedy",
             "top_k": config.top_k,
             "temperature": config.temperature,
@@ -157,7 +160,8 @@ class NativeDecoding:
     def _keep_steps(self, sequence: Any, request: DecodeRequest, room: int) -> record.Steps | None:
         if not request.config.logprobs:
             return None
-        steps = record.Steps(request.config, self._runner.model.config.vocab_size, room)
+        vocab = self._runner.model.config.vocab_size
+        steps = record.Steps(request.config, vocab, room, request.stop_token)
         sequence["steps"], sequence["step_bytes"] = steps.rows.ctypes.data, steps.rows.strides[0]
         return steps
 

@@ -36,6 +36,7 @@ from engine.native.simd import (
     sub,
     sum_lanes_f64,
     trailing_zeros,
+    write_f32,
     write_f64,
     write_i64,
 )
@@ -54,6 +55,7 @@ SEQUENCE = np.dtype(
         ("index", _INT),  # of the next new token: Philox's position
         ("room", _INT),  # new tokens that may still come
         ("stop", _INT),  # the token that ends the text, or -1
+        ("stop_from", _INT),  # the index before which that is not chosen
         ("greedy", _INT),
         ("top_k", _INT),
         ("temperature", np.float64),
@@ -65,8 +67,9 @@ SEQUENCE = np.dtype(
         ("out", _INT),  # address of int64 [room]: tokens as they come
         ("published", _INT),  # how many are there; written last
         ("status", _INT),  # RUNNING and so on
-        # What `choose` found, for engine.native.record; with greedy only the first of these.
-        ("highest", np.float64),  # logit
+        # What `choose` found, for engine.native.record; with greedy only the first two of these.
+        ("stop_logit", np.float64),  # of `stop` where it could not be chosen, else NaN
+        ("highest", np.float64),  # logit of the others
         ("top_k_bound", np.float64),  # the lowest logit that top-k keeps
         ("top_p_first", _INT),  # the lowest id that top-p keeps among those of the lowest logit
         ("kept_weight", np.float64),  # sum of exp((l - highest) / temperature) over what is left
@@ -307,12 +310,25 @@ def _draw_candidates(
 
 
 @helper
+def _set_aside(logits: int, s: Any) -> None:
+    """Where the end of the text cannot be chosen, keep its logit and put another in its place."""
+    s.stop_logit = np.nan
+    if s.index < s.stop_from:
+        own = read_f32(logits + 4 * s.stop)
+        if np.isfinite(own):  # else it is out already, or all of them are unusable
+            s.stop_logit = own
+            write_f32(logits + 4 * s.stop, read_f32(logits + 4 * abs(s.stop - 1)))
+
+
+@helper
 def choose(logits: int, vocab: int, s: Any, scratch: int) -> Any:
     """The next token of sequence `s` (a SEQUENCE record), or UNUSABLE.
 
-    `logits` are `vocab` floats, followed by -infinity up to a whole vector.
+    `logits` are `vocab` floats, followed by -infinity up to a whole vector. That of a token which
+    cannot be chosen becomes -infinity.
     """
     span = (vocab + LANES - 1) // LANES * LANES
+    _set_aside(logits, s)
     largest, negated = splat(float32(-np.inf)), splat(float32(-3.0e38))
     unusable = False
     for i in range(0, span, LANES):
@@ -325,6 +341,8 @@ def choose(logits: int, vocab: int, s: Any, scratch: int) -> Any:
     if unusable or not np.isfinite(highest):
         return UNUSABLE
     s.highest = highest
+    if s.stop_logit == s.stop_logit:  # only now, or it would be the lowest
+        write_f32(logits + 4 * s.stop, float32(-np.inf))
     if s.greedy != 0:
         i = 0
         while mask_at_least(logits + 4 * i, highest) == 0:
