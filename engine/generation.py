@@ -178,8 +178,8 @@ class Writing(ABC):
 
     @property
     def _out_of_time(self) -> bool:
-        most = self._config.max_time
-        return most is not None and self._last_at - self._begun >= most
+        most = self._config.max_time  # of its own work, not of waiting for its turn
+        return most is not None and self._last_at - self._prefill_begun >= most
 
 
 class Generation(Writing):

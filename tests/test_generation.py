@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,6 +187,23 @@ def test_limits_of_length_and_time(tokenizer: Tokenizer) -> None:
     events = list(generate(slow, tokenizer, prompt, config.replace(max_time=0.05)))
     assert events[-1].reason == "time"
     assert 1 <= len(events[-1].token_ids) < 30
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_waiting_for_its_turn_takes_none_of_a_texts_time(tokenizer: Tokenizer, method: str) -> None:
+    worker = Worker()
+    backend = ScriptedBackend()
+    worker._held = Held(backend, tokenizer, SlotPool(backend))
+    limited = GenerationConfig(decoding=method, max_new_tokens=5, max_time=5.0)
+    job = worker.generate("a", limited)
+    later = time.perf_counter() + 60
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("generation", "beam_generation"):
+            patch.setattr(f"engine.{module}.time", SimpleNamespace(perf_counter=lambda: later))
+        worker.start()
+        end = job.result(10)
+    worker.close()
+    assert isinstance(end, Finished) and end.reason == "length"
 
 
 @pytest.fixture
