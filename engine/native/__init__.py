@@ -3,7 +3,9 @@
 cpu.py       which instructions this CPU gets
 jit.py       where compiled code is kept; importing it is what imports Numba
 simd.py      vectors of 16 floats, exp, GELU, atomics, pause
-kernels.py   the types that say how weights are held, and their register tiles
+kernels.py   how weights and activations are held, as types
+dot.py       dot products of bytes, as each CPU has them
+tiles.py     32 outputs by some rows, in registers
 matmul.py    a linear layer over many rows
 attention.py keys, values, softmax
 forward.py   one pass of the model over a batch of rows

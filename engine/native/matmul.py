@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from engine.native.jit import helper
-from engine.native.kernels import BLOCK, streams, tile, tile_rows, tile_streams
+from engine.native.kernels import BLOCK
 from engine.native.simd import (
     add,
     gelu_erf,
@@ -18,6 +18,7 @@ from engine.native.simd import (
     store_f32,
     write_f32,
 )
+from engine.native.tiles import streams, tile, tile_rows, tile_streams
 
 # What becomes of the outputs.
 # Numpy integers: for plain ones Numba would compile every caller's constant on its own.
