@@ -2,7 +2,8 @@
 
 cpu.py       which instructions this CPU gets
 jit.py       where compiled code is kept; importing it is what imports Numba
-simd.py      vectors of 16 floats, exp, GELU, atomics, pause
+llvm.py      building blocks of generated code: vectors, memory, exp
+simd.py      what compiled Python can call: vectors of 16 floats, GELU, atomics, pause
 kernels.py   how weights and activations are held, as types
 dot.py       dot products of bytes, as each CPU has them
 tiles.py     32 outputs by some rows, in registers

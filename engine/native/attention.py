@@ -15,7 +15,7 @@ from typing import Any
 from numba import float32, types
 
 from engine.native.jit import helper
-from engine.native.simd import (
+from engine.native.llvm import (
     F32,
     I16,
     I32,
@@ -24,31 +24,33 @@ from engine.native.simd import (
     V_F32,
     Builder,
     Value,
-    add,
     broadcast,
     constant,
     emit_bf16_to_f32,
     emit_f32_to_bf16,
-    exp,
-    fma,
     for_range,
     intrinsic,
-    keep_below,
     load,
+    muladd,
+    offset,
+    store,
+    variable,
+    vector,
+)
+from engine.native.simd import (
+    add,
+    exp,
+    fma,
+    keep_below,
     load_f32,
     max_lanes,
     maximum,
     mul,
-    muladd,
-    offset,
     read_f32,
     splat,
-    store,
     store_f32,
     sum_lanes,
     touch,
-    variable,
-    vector,
     write_f32,
 )
 

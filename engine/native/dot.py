@@ -15,7 +15,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from engine.native.kernels import Kernel
-from engine.native.simd import I16, I32, Builder, Value, call, constant, vector
+from engine.native.llvm import I16, I32, Builder, Value, call, constant, vector
 
 Dot = Callable[[Builder, Value, Value, Value], Value]
 

@@ -19,6 +19,7 @@ from numba import float32, from_dtype
 from engine.native.attention import attend, fetch_ahead, remember
 from engine.native.jit import helper
 from engine.native.kernels import BLOCK, Kernel, group_bytes, prepare, same_kernel
+from engine.native.llvm import overload
 from engine.native.matmul import RESIDUAL, STORE, linear
 from engine.native.simd import (
     add,
@@ -26,7 +27,6 @@ from engine.native.simd import (
     keep_below,
     load_f32,
     mul,
-    overload,
     read_bf16,
     read_f32,
     read_i64,

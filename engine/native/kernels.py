@@ -28,20 +28,8 @@ from llvmlite import ir
 from numba import extending, types
 
 from engine.native.cpu import CpuPath
-from engine.native.simd import (
-    I64,
-    Builder,
-    Value,
-    constant,
-    intrinsic,
-    load_f32,
-    overload,
-    peak_64,
-    quantise_32,
-    store_f32,
-    write_f32,
-    write_i32,
-)
+from engine.native.llvm import I64, Builder, Value, constant, intrinsic, overload
+from engine.native.simd import load_f32, peak_64, quantise_32, store_f32, write_f32, write_i32
 
 BLOCK = 32  # outputs
 GROUP = 64  # inputs: what all widths are padded to

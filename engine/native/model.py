@@ -13,10 +13,10 @@ from engine.checkpoint import ModelConfig, head_scale
 from engine.native import attention, matmul
 from engine.native.forward import LINEAR, LINEARS_PER_LAYER, MODEL, PASS, PRIVATE_ROWS
 from engine.native.kernels import BLOCK, GROUP, Kernel
+from engine.native.llvm import LANES
 from engine.native.memory import aligned, large
 from engine.native.pack import Packed, linear_names, linear_shape
 from engine.native.quantise import padded
-from engine.native.simd import LANES
 
 MAX_ROWS = 256  # of one pass; longer prompts take several
 

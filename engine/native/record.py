@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.config import GenerationConfig
 from engine.native.jit import helper
-from engine.native.simd import (
+from engine.native.llvm import (
     F64,
     I32,
     I64,
@@ -31,19 +31,21 @@ from engine.native.simd import (
     emit_exp,
     emit_max,
     for_range,
-    from_order_key,
     intrinsic,
     load,
-    mask_at_least,
     muladd,
     offset,
+    reduce_lanes,
+    store,
+    variable,
+)
+from engine.native.simd import (
+    from_order_key,
+    mask_at_least,
     order_key,
     read_f32,
     read_i64,
-    reduce_lanes,
-    store,
     trailing_zeros,
-    variable,
     write_f64,
     write_i64,
 )

@@ -21,13 +21,7 @@ from numba import types
 
 from engine.native.jit import compile_for, njit
 from engine.native.memory import aligned, large
-from engine.native.simd import (
-    add,
-    load_f32,
-    splat,
-    store_f32,
-    touch,
-)
+from engine.native.simd import add, load_f32, splat, store_f32, touch
 from engine.native.team import Team, barrier
 
 _STREAMS = 4

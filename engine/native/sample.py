@@ -15,8 +15,8 @@ import numpy as np
 from numba import float32, uint64
 
 from engine.native.jit import helper
+from engine.native.llvm import LANES
 from engine.native.simd import (
-    LANES,
     add_at_least,
     any_nan,
     count_ones,

@@ -12,7 +12,7 @@ from numba import types
 
 from engine.native.dot import dot_for, halves
 from engine.native.kernels import BIAS_BYTES, BLOCK, GROUP, Kernel
-from engine.native.simd import (
+from engine.native.llvm import (
     F32,
     I8,
     I16,
