@@ -11,7 +11,7 @@ from app.window.state import AppState
 from app.window.text_buffer import Change
 from engine.config import GenerationConfig
 from engine.events import Failed, Finished, Loaded, Started, Timings, Token
-from tests.test_state import Clock, model, recorded_text
+from tests.state_support import Clock, model, recorded_text
 
 
 def ready(prompt: str = "The sun") -> AppState:
