@@ -8,16 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from engine import recorder as recorder_module
 from engine.config import GenerationConfig
-from engine.draft import draft_path, edit_draft_path, load_draft, save_draft
+from engine.draft import load_draft
 from engine.errors import HistoryError
 from engine.events import (
     Cancelled,
@@ -25,84 +23,23 @@ from engine.events import (
     Failed,
     Finished,
     Loading,
-    ModelInfo,
-    Started,
     Timings,
     Token,
 )
-from engine.history import HistoryStore, open_history
+from engine.history import HistoryStore
 from engine.recorder import HistoryRecorder
 from engine.step_record import Alternative, RuleEffect, StepRecord, from_bytes
-
-ROOT = Path(__file__).resolve().parents[1]
-MODEL = ModelInfo(
-    name="verse",
-    path="/models/verse",
-    backend="torch",
-    precision="int8",
-    threads=2,
-    parameters=1,
-    layers=1,
-    width=1,
-    heads=1,
-    context=64,
-    vocab_size=300,
-    weight_bytes=1,
-    weight_bytes_fp32=4,
-    weights_hash="ab12",
+from tests.recorder_support import (
+    Failing,
+    eventually,
+    finished,
+    history_recorder,  # noqa: F401 - a fixture
+    history_store,  # noqa: F401 - a fixture
+    started,
+    token,
 )
 
-
-def started(job: int, prompt: str, parent: int | None = None, seed: int = 7) -> Started:
-    return Started(job, prompt, GenerationConfig(seed=seed), MODEL, 3, 0, parent)
-
-
-def token(job: int, index: int, text: str) -> Token:
-    return Token(job, index, 100 + index, text, Timings(new_tokens=index + 1))
-
-
-def finished(job: int, text: str, count: int) -> Finished:
-    ids = tuple(range(100, 100 + count))
-    return Finished(job, "length", text, ids, Timings(new_tokens=count, total_s=1.5))
-
-
-def eventually(holds: Callable[[], Any], timeout: float = 20.0) -> None:
-    """Wait until it holds; the recorder's own thread offers nothing else to wait for."""
-    end = time.monotonic() + timeout
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
-
-
-@pytest.fixture
-def store() -> Iterator[HistoryStore]:
-    with open_history() as opened:
-        yield opened
-
-
-@pytest.fixture
-def recorder(store: HistoryStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[HistoryRecorder]:
-    monkeypatch.setattr(recorder_module, "_FIRST_RETRY_S", 0.01)
-    recording = HistoryRecorder(store, flush_s=0.01)
-    yield recording
-    recording.close()
-
-
-class Failing:
-    """Makes a store's method fail while `error` is set, and counts the calls."""
-
-    def __init__(self, store: HistoryStore, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.error: Exception | None = None
-        self.calls = 0
-        works = getattr(store, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            if self.error is not None:
-                raise self.error
-            return works(*args, **kwargs)
-
-        monkeypatch.setattr(store, name, call)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_generation_is_kept_with_all_that_made_it(
@@ -363,51 +300,6 @@ def test_closing_says_when_something_could_not_be_written(
     assert recording.problem == "the disk is full"
 
 
-# The draft
-
-
-def test_a_draft_comes_back_as_it_was() -> None:
-    assert load_draft() == ""
-    for text in ("first", "žluť 🙂\r\n\x00\ud83d", ""):
-        save_draft(text)
-        assert load_draft() == text
-
-
-def test_a_draft_is_kept_while_it_is_typed(recorder: HistoryRecorder) -> None:
-    typed = "The sun"
-    for end in range(1, len(typed) + 1):
-        recorder.keep_draft(typed[:end])
-    eventually(lambda: load_draft() == typed)
-    recorder.keep_draft("")
-    assert recorder.flush()
-    assert load_draft() == ""
-
-
-def test_a_draft_that_cannot_be_written_is_a_problem_not_an_end(
-    store: HistoryStore, recorder: HistoryRecorder
-) -> None:
-    draft_path().mkdir()
-    recorder.keep_draft("The sun")
-    recorder.observe(started(1, "The moon"))
-    assert not recorder.flush()
-    assert recorder.problem is not None and "draft.txt" in recorder.problem
-    assert recorder.node_of(1) is not None  # the history is written all the same
-    draft_path().rmdir()
-    eventually(lambda: load_draft() == "The sun")
-    assert recorder.flush()
-
-
-def test_a_problem_that_has_gone_is_no_longer_told(recorder: HistoryRecorder) -> None:
-    recorder.keep_draft("one")
-    assert recorder.flush()
-    draft_path().unlink()
-    draft_path().mkdir()
-    recorder.keep_draft("two")
-    assert not recorder.flush()
-    recorder.keep_draft("one")  # nothing is left to be written
-    eventually(lambda: recorder.problem is None)
-
-
 # Killed
 
 
@@ -419,7 +311,7 @@ from pathlib import Path
 from engine.history import HistoryStore
 from engine.recorder import HistoryRecorder
 from engine.step_record import Alternative, RuleEffect, StepRecord, from_bytes
-from tests.test_recorder import started, token
+from tests.recorder_support import started, token
 
 recorder = HistoryRecorder(HistoryStore(Path(sys.argv[1])))
 recorder.keep_draft("typed meanwhile")
@@ -464,53 +356,3 @@ for index in range(100_000):
         store.finish(node.id, "interrupted")
         assert store.get(node.id).text == node.text
     assert load_draft(path.with_name("draft.txt")) == "typed meanwhile"
-
-
-def test_a_text_written_by_hand_hangs_below_what_it_was_made_of(
-    store: HistoryStore, recorder: HistoryRecorder
-) -> None:
-    recorder.observe(started(1, "The sun"))
-    recorder.observe(finished(1, " sets", 2))
-    key = recorder.keep_text("The sun rises", after_job=1)
-    assert recorder.flush()
-    node_id, made_of = recorder.node_of(key), recorder.node_of(1)
-    assert key < 0 and node_id is not None and made_of is not None
-    node = store.get(node_id)
-    assert (node.kind, node.text) == ("edit", " rises")
-    assert node.parent == store.get(made_of).parent  # a sibling of the text: it replaces its end
-    added = recorder.keep_text("The sun sets, and", parent=made_of)
-    same = recorder.keep_text("The sun sets", parent=made_of)
-    recorder.observe(started(2, "The sun rises", parent=node_id))
-    recorder.observe(finished(2, " again", 1))
-    assert recorder.flush()
-    below = recorder.node_of(added)
-    assert below is not None and store.get(below).parent == made_of
-    assert recorder.node_of(same) == made_of
-    continued = recorder.node_of(2)
-    assert continued is not None and store.get(continued).parent == node_id
-
-
-def test_a_text_written_by_hand_outlives_a_full_disk(
-    store: HistoryStore, recorder: HistoryRecorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failing = Failing(store, "attach_prompt", monkeypatch)
-    failing.error = HistoryError("the disk is full")
-    key = recorder.keep_text("The sun rises")
-    assert not recorder.flush() and recorder.node_of(key) is None
-    failing.error = None
-    assert recorder.flush()
-    node_id = recorder.node_of(key)
-    assert node_id is not None and store.full_text(node_id) == "The sun rises"
-    assert store.count() == 1
-
-
-def test_a_text_that_is_edited_has_a_draft_of_its_own(
-    store: HistoryStore, recorder: HistoryRecorder
-) -> None:
-    recorder.keep_draft("a prompt")
-    recorder.keep_edit_draft("an edit")
-    assert recorder.flush()
-    assert load_draft() == "a prompt" and load_draft(edit_draft_path()) == "an edit"
-    recorder.keep_edit_draft("")
-    assert recorder.flush()
-    assert load_draft() == "a prompt" and load_draft(edit_draft_path()) == ""
