@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.window import widgets
+from app.window import option_widget, text_list, tooltips, widgets
 from tests.window.bench import Bench
 from tests.window.headless import HeadlessImgui
 
@@ -45,6 +45,17 @@ def combos(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[str], str]]:
 
     monkeypatch.setattr("app.window.widgets.combo", note)
     return drawn
+
+
+@pytest.fixture
+def fresh_widgets() -> None:
+    """Widgets that remember nothing of another test."""
+    option_widget._fields.clear()
+    option_widget._typing.clear()
+    option_widget._refusals.clear()
+    text_list._lists.clear()
+    widgets._banner_details.clear()
+    tooltips._Hover.key = ""
 
 
 @pytest.fixture(scope="session")
