@@ -117,6 +117,10 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true", help="print one JSON object only")
     add_options(bench, LoadConfig)
 
+    export = add("export", "write a model as a folder for ONNX Runtime")
+    export.add_argument("--to", type=Path, required=True, help="the folder to write; a new one")
+    add_options(export, LoadConfig, leave_out=("threads",))
+
     diagnostics = add("diagnostics", "show versions, hardware, folders and the last errors")
     diagnostics.add_argument("--json", action="store_true", help="as JSON")
     return parser
@@ -190,6 +194,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         from app.bench_command import bench_command
 
         return bench_command(args, LoadConfig.from_mapping(chosen(args, LoadConfig)))
+    if args.command == "export":
+        from app.export_command import export_command
+
+        return export_command(LoadConfig.from_mapping(chosen(args, LoadConfig)), args.to)
     from app import diagnostics
 
     if args.json:

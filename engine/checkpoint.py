@@ -201,6 +201,11 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} holds pickled weights ({min(pickles)}), which can run code and are never "
             "opened; save the model as safetensors (model.save_pretrained does) and load that"
         )
+    if (folder / "model.onnx").is_file():
+        raise CheckpointError(
+            f"{folder} holds an ONNX model only; open it with --backend onnx, or choose ONNX "
+            "Runtime in the window"
+        )
     raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}; fetch or save the model again")
 
 
@@ -268,6 +273,10 @@ class Checkpoint:
         for name in self.config.tensor_shapes():
             if name != without:
                 yield name, self._read(name, 0, None)
+
+    def tensor(self, name: str) -> Any:
+        """One tensor by its plain name; else as `tensors`."""
+        return self._read(name, 0, None)
 
     def rows(self, name: str, count: int) -> Iterator[tuple[int, Any]]:
         """(first row, array) of one tensor, at most `count` rows at a time; else as `tensors`."""

@@ -13,9 +13,10 @@ from pathlib import Path
 from engine import atomic, paths
 from engine.checkpoint import ModelConfig, read_config, weight_files
 from engine.errors import EngineError, ModelNotFoundError, StorageError
+from engine.onnx.folder import is_export
 
 _LIST_FILE = "models.json"
-_FILES_OF_A_FOLDER = {".safetensors", ".json", ".txt"}
+_FILES_OF_A_FOLDER = {".safetensors", ".json", ".txt", ".onnx"}
 
 
 def fine_tunes_dir() -> Path:
@@ -27,14 +28,16 @@ def open_folder(path: Path) -> tuple[Path, ModelConfig]:
     """The absolute model folder that a path means, and its shape.
 
     A file of a model folder (`model.safetensors`, `config.json`) stands for its folder. Raises
-    ModelNotFoundError or CheckpointError where it is no GPT-2 folder with safetensors weights.
+    ModelNotFoundError or CheckpointError where it is no GPT-2 folder with safetensors weights or
+    an export of this program.
     """
     folder = Path(os.path.abspath(path.expanduser()))
     try:
         if folder.is_file() and folder.suffix in _FILES_OF_A_FOLDER:
             folder = folder.parent
         shape = read_config(folder)
-        weight_files(folder)
+        if not is_export(folder):
+            weight_files(folder)
     except OSError as error:  # no permission, a name that is too long
         shown = str(folder) if len(str(folder)) <= 200 else str(folder)[:197] + "..."
         raise ModelNotFoundError(

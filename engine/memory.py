@@ -17,7 +17,10 @@ from engine.errors import ConfigError, OutOfMemoryError
 
 _MB = 1_000_000
 # What a backend's libraries occupy before any weight is read.
-_OVERHEAD = {"torch": 350 * _MB}
+_OVERHEAD = {
+    "torch": 350 * _MB,
+    "onnx": 400 * _MB,  # PyTorch and its exporter, which a model needs only the first time
+}
 _OVERHEAD_OTHERS = 150 * _MB
 _CGROUP_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -56,7 +59,8 @@ def estimate_bytes(
     if precision not in precisions:
         raise ConfigError(f"precision must be one of {', '.join(precisions)}, not {precision!r}")
     overhead = _OVERHEAD.get(backend, _OVERHEAD_OTHERS)
-    weights, loading = (_native if backend == "native" else _torch)(shape, precision)
+    held = {"native": _native, "onnx": _onnx}.get(backend, _torch)
+    weights, loading = held(shape, precision)
     # The native engine keeps keys and values in bf16 wherever the weights are not exact.
     exact_cache = precision == "fp32" or (backend != "native" and precision != "bf16")
     return MemoryEstimate(
@@ -79,6 +83,24 @@ def _torch(shape: ModelConfig, precision: str) -> tuple[int, int]:
     weights = shape.parameters * (4 if precision == "fp32" else 2)
     # A tensor is read in fp32 and checked before it is kept; the embedding comes first.
     return weights, max(weights + 8 * shape.width * shape.inner, 12 * table)
+
+
+def _onnx(shape: ModelConfig, precision: str) -> tuple[int, int]:
+    """Weights of ONNX Runtime, and the most that exporting and loading hold.
+
+    Follows engine.onnx.formats; what blocks and narrow heads are padded with is left out.
+    """
+    matrices = shape.layers * (4 * shape.width**2 + 2 * shape.width * shape.inner)
+    table = shape.vocab_size * shape.width
+    rest = 4 * (shape.parameters - matrices - table)
+    if precision == "fp32":
+        # The head is the token table, but ONNX Runtime arranges a copy of it for itself.
+        weights = 4 * (matrices + 2 * table) + rest
+    elif precision == "int8":
+        weights = (matrices + table) * 36 // 32 + 2 * table + rest  # a scale for 32 weights
+    else:  # and a zero point
+        weights = matrices * 41 // 64 + table * 37 // 32 + 2 * table + rest
+    return weights, max(weights, 8 * table)
 
 
 def _native(shape: ModelConfig, precision: str) -> tuple[int, int]:

@@ -16,9 +16,13 @@ ROOT = Path(__file__).parents[1]
 WINDOW_LIBRARIES = {"imgui", "glfw", "OpenGL"}
 TORCH_LIBRARIES = {"torch", "transformers", "optimum"}
 NUMBA_LIBRARIES = {"numba", "llvmlite"}
-HEAVY_LIBRARIES = TORCH_LIBRARIES | NUMBA_LIBRARIES
+ONNX_LIBRARIES = {"onnx", "onnxruntime", "onnxscript"}
+HEAVY_LIBRARIES = TORCH_LIBRARIES | NUMBA_LIBRARIES | ONNX_LIBRARIES
 # These modules exist to use PyTorch, or Numba, and are imported only when it is wanted.
-TORCH_MODULES = re.compile(r"engine\.(backends\.torch_backend|training\.\w+|quality)(\.|$)")
+TORCH_MODULES = re.compile(
+    r"engine\.(backends\.torch_backend|onnx\.graph|training\.\w+|quality)(\.|$)"
+)
+ONNX_MODULES = re.compile(r"engine\.(backends\.onnx_backend|onnx\.export|onnx\.graph)(\.|$)")
 NUMBA_MODULES = re.compile(r"engine\.(backends\.native_backend|native)(\.|$)")
 # Earlier layers use later ones, never the reverse.
 LAYERS = ("main", "app", "engine.worker", "engine.decoding", "engine.backends", "engine.native")
@@ -104,8 +108,12 @@ def test_layers_import_downwards(lower: int) -> None:
 
 @pytest.mark.parametrize(
     ("libraries", "users"),
-    [(TORCH_LIBRARIES, TORCH_MODULES), (NUMBA_LIBRARIES, NUMBA_MODULES)],
-    ids=["torch", "numba"],
+    [
+        (TORCH_LIBRARIES, TORCH_MODULES),
+        (NUMBA_LIBRARIES, NUMBA_MODULES),
+        (ONNX_LIBRARIES, ONNX_MODULES),
+    ],
+    ids=["torch", "numba", "onnx"],
 )
 def test_heavy_libraries_are_imported_at_module_level_only_by_their_users(
     libraries: set[str], users: re.Pattern[str]
@@ -135,7 +143,7 @@ def test_importing_the_engine_and_the_command_line_loads_nothing_heavy() -> None
     modules = [
         name
         for name in sorted(SOURCES)
-        if not (TORCH_MODULES.match(name) or NUMBA_MODULES.match(name))
+        if not any(m.match(name) for m in (TORCH_MODULES, NUMBA_MODULES, ONNX_MODULES))
         and (not inside(name, "app.window") or name == "app.window.state")
     ]
     code = (

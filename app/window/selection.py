@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from engine.backends import BackendSpec, available
+from engine.backends import BackendSpec, available, find
 from engine.config import LoadConfig
+from engine.onnx.folder import exported_precision
 
 
 @lru_cache(maxsize=16)
 def missing(backend: str) -> str | None:
     """The package that a backend lacks here; looked up once, since frames ask for it."""
     return next((spec.missing for spec in available() if spec.name == backend), None)
+
+
+@lru_cache(maxsize=16)
+def exported(model: str) -> str | None:
+    """The precision of an exported folder; None for other models. Looked up once, as above."""
+    return exported_precision(model)
 
 
 def automatic() -> BackendSpec:
@@ -27,12 +34,16 @@ def automatic() -> BackendSpec:
 def backend_of(selection: LoadConfig) -> BackendSpec:
     """The backend meant; the automatic one where the name is unknown."""
     chosen = [spec for spec in available() if spec.name == selection.backend]
-    return chosen[0] if chosen else automatic()
+    if chosen:
+        return chosen[0]
+    return find("onnx") if exported(selection.model) else automatic()
 
 
 def precision_of(selection: LoadConfig) -> str:
     """The precision meant; it may be one that the backend does not have."""
-    return selection.precision or backend_of(selection).precision_for(selection.model)
+    spec = backend_of(selection)
+    held = exported(selection.model) if spec.name == "onnx" else None
+    return selection.precision or held or spec.precision_for(selection.model)
 
 
 def with_backend(selection: LoadConfig, name: str | None) -> LoadConfig:

@@ -15,6 +15,7 @@ from typing import cast
 from engine.backends.base import Backend, BackendFactory, Progress
 from engine.config import EMBEDDED, PRECISIONS
 from engine.errors import BackendError, ConfigError
+from engine.onnx.folder import exported_precision
 
 __all__ = ["Backend", "BackendSpec", "available", "find", "load_backend", "resolve"]
 
@@ -59,6 +60,14 @@ _SPECS = (
         precisions=("fp32", "bf16", "int8"),
         default_precision="fp32",
     ),
+    BackendSpec(
+        name="onnx",
+        title="ONNX Runtime",
+        requires=("onnxruntime", "onnx", "onnxscript", "torch"),
+        install="pip install -r requirements.txt",
+        precisions=("fp32", "int8", "int4"),
+        default_precision="int8",
+    ),
 )
 
 
@@ -79,10 +88,15 @@ def find(name: str) -> BackendSpec:
 def resolve(backend: str | None, precision: str | None, model: str) -> tuple[BackendSpec, str]:
     """The backend and precision meant by a LoadConfig, None standing for the model's default.
 
+    An exported folder is opened by the backend that it is for, in the precision that it has.
+
     Raises ConfigError for an unknown name or a precision the backend does not have, and
     BackendError with the install line where the backend is not installed.
     """
-    if backend is None:
+    held = exported_precision(model)
+    if backend is None and held:
+        spec = find("onnx")
+    elif backend is None:
         spec = next((s for s in _SPECS if s.missing is None), _SPECS[0])
     else:
         spec = find(backend)
@@ -90,6 +104,8 @@ def resolve(backend: str | None, precision: str | None, model: str) -> tuple[Bac
         raise BackendError(
             f"backend {spec.name} needs the package {spec.missing}; install it: {spec.install}"
         )
+    if spec.name == "onnx":
+        precision = precision or held
     precision = precision or spec.precision_for(model)
     if precision not in spec.precisions:
         raise ConfigError(

@@ -154,7 +154,7 @@ def build(folder: Path, bits: int, head_bits: int) -> Any:
     logits = g.matmul(last, "head", t["wte.weight"].T, head_bits)
     g.add("ArgMax", [logits], "next", axis=-1, keepdims=1)
 
-    cache_shape = ["batch", config.heads, "room", config.head_width]
+    cache_shape: list[str | int | None] = ["batch", config.heads, "room", config.head_width]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         g.nodes,
