@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     export = add("export", "write a model as a folder for ONNX Runtime")
     export.add_argument("--to", type=Path, required=True, help="the folder to write; a new one")
-    add_options(export, LoadConfig, leave_out=("threads",))
+    add_options(export, LoadConfig, only=("model", "backend", "precision"))
 
     diagnostics = add("diagnostics", "show versions, hardware, folders and the last errors")
     diagnostics.add_argument("--json", action="store_true", help="as JSON")

@@ -186,7 +186,7 @@ def build(config: ModelConfig, form: Format) -> ModelProto:
     return _repeated(one, config)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _traced(config: ModelConfig, form: Format) -> ModelProto:
     """The graph with one block, without its weights."""
     cache = torch.zeros(2, config.heads, 7, padded_head(config))
