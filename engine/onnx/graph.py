@@ -20,15 +20,12 @@ With more than one new token the batch must be 1 or the cache empty: a limit of 
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import logging
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +38,8 @@ from engine.onnx.formats import Format, padded_head
 OPSET = 20
 MICROSOFT = "com.microsoft"
 _TRACING = threading.Lock()  # the exporter keeps state in its modules
+# Its warnings are about torchvision, whose operators GPT-2 has no use for.
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 _SCOPE = "pkg.torch.onnx.name_scopes"
 _BLOCK = "h.0"
 
@@ -191,8 +190,8 @@ def _traced(config: ModelConfig, form: Format) -> ModelProto:
     """The graph with one block, without its weights."""
     cache = torch.zeros(2, config.heads, 7, padded_head(config))
     batch, new, room, rows = (torch.export.Dim(n) for n in ("batch", "new", "room", "rows"))
-    with _TRACING, warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")
+    with _TRACING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about names of dimensions
         program = torch.onnx.export(
             _Model(config, form).eval(),
             (
@@ -207,6 +206,7 @@ def _traced(config: ModelConfig, form: Format) -> ModelProto:
             input_names=["input_ids", "lengths", "rows", "past.0.key", "past.0.value"],
             output_names=["logits", "present.0.key", "present.0.value"],
             opset_version=OPSET,
+            verbose=False,
             optimize=False,  # it would take weights that are equal, as these are, for one
         )
     assert program is not None
@@ -278,15 +278,3 @@ def _renamed(node: NodeProto, names: Mapping[str, str], layer: int) -> NodeProto
     other.input[:] = [name(old) for old in node.input]
     other.output[:] = [name(old) for old in node.output]
     return other
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """The exporter reports its progress on standard output and in the log."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)
