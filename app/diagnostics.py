@@ -23,7 +23,7 @@ from engine import machine, paths
 
 PACKAGES = (
     *("torch", "transformers", "optimum", "tokenizers", "safetensors", "huggingface_hub"),
-    *("onnx", "onnxruntime", "onnxscript"),
+    *("onnx", "onnxruntime", "onnxscript", "jax", "jaxlib"),
     *("numpy", "numba", "llvmlite", "imgui", "glfw", "PyOpenGL", "PyOpenGL-accelerate"),
     *("psutil", "platformdirs", "rich"),
 )

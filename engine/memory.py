@@ -19,6 +19,7 @@ _MB = 1_000_000
 # What a backend's libraries occupy before any weight is read.
 _OVERHEAD = {
     "torch": 350 * _MB,
+    "jax": 350 * _MB,
     "onnx": 400 * _MB,  # PyTorch and its exporter, which a model needs only the first time
 }
 _OVERHEAD_OTHERS = 150 * _MB
@@ -59,8 +60,7 @@ def estimate_bytes(
     if precision not in precisions:
         raise ConfigError(f"precision must be one of {', '.join(precisions)}, not {precision!r}")
     overhead = _OVERHEAD.get(backend, _OVERHEAD_OTHERS)
-    held = {"native": _native, "onnx": _onnx}.get(backend, _torch)
-    weights, loading = held(shape, precision)
+    weights, loading = _HELD_BY[backend](shape, precision)
     # The native engine keeps keys and values in bf16 wherever the weights are not exact.
     exact_cache = precision == "fp32" or (backend != "native" and precision != "bf16")
     return MemoryEstimate(
@@ -125,6 +125,16 @@ def _native(shape: ModelConfig, precision: str) -> tuple[int, int]:
     return weights, weights + 9 * max(3 * width * width, width * inner)
 
 
+def _jax(shape: ModelConfig, precision: str) -> tuple[int, int]:
+    """Weights of the JAX backend, and the most that loading holds."""
+    width = shape.width
+    vectors = shape.layers * (9 * width + shape.inner) + 2 * width  # biases and LayerNorms
+    weights = 4 * vectors + (shape.parameters - vectors) * (4 if precision == "fp32" else 2)
+    # A tensor is there as it was read, in fp32, and as it is kept; the embedding comes first.
+    largest = shape.vocab_size * width
+    return weights, max(weights + 9 * width * shape.inner, 10 * largest)
+
+
 def _torch_int8(shape: ModelConfig) -> int:
     """Matrices in int8 with a scale and zero point a row; embedding and head apart; rest fp32."""
     width, inner = shape.width, shape.inner
@@ -133,6 +143,9 @@ def _torch_int8(shape: ModelConfig) -> int:
     table = shape.vocab_size * width
     rest = shape.parameters - matrices - table
     return matrices + 8 * rows + 2 * table + 12 * shape.vocab_size + 4 * rest
+
+
+_HELD_BY = {"native": _native, "torch": _torch, "onnx": _onnx, "jax": _jax}
 
 
 def check_fits(

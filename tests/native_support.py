@@ -11,7 +11,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 # Compiling takes seconds; the engine names a folder of its own below this for each version.
-os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".pytest_cache" / "jit"))
+for _name in ("NUMBA_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR"):
+    os.environ.setdefault(_name, str(ROOT / ".pytest_cache" / "jit"))
 
 
 def write_model(

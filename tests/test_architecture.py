@@ -17,13 +17,16 @@ WINDOW_LIBRARIES = {"imgui", "glfw", "OpenGL"}
 TORCH_LIBRARIES = {"torch", "transformers", "optimum"}
 NUMBA_LIBRARIES = {"numba", "llvmlite"}
 ONNX_LIBRARIES = {"onnx", "onnxruntime", "onnxscript"}
-HEAVY_LIBRARIES = TORCH_LIBRARIES | NUMBA_LIBRARIES | ONNX_LIBRARIES
-# These modules exist to use PyTorch, or Numba, and are imported only when it is wanted.
+JAX_LIBRARIES = {"jax", "jaxlib"}
+HEAVY_LIBRARIES = TORCH_LIBRARIES | NUMBA_LIBRARIES | ONNX_LIBRARIES | JAX_LIBRARIES
+# These modules exist to use one of the libraries, and are imported only when it is wanted.
 TORCH_MODULES = re.compile(
     r"engine\.(backends\.torch_backend|onnx\.graph|training\.\w+|quality)(\.|$)"
 )
 ONNX_MODULES = re.compile(r"engine\.(backends\.onnx_backend|onnx\.export|onnx\.graph)(\.|$)")
 NUMBA_MODULES = re.compile(r"engine\.(backends\.native_backend|native)(\.|$)")
+JAX_MODULES = re.compile(r"engine\.(backends\.jax_backend|jax_model|jax_runtime)(\.|$)")
+USERS = (TORCH_MODULES, NUMBA_MODULES, ONNX_MODULES, JAX_MODULES)
 # Earlier layers use later ones, never the reverse.
 LAYERS = ("main", "app", "engine.worker", "engine.decoding", "engine.backends", "engine.native")
 
@@ -108,12 +111,10 @@ def test_layers_import_downwards(lower: int) -> None:
 
 @pytest.mark.parametrize(
     ("libraries", "users"),
-    [
-        (TORCH_LIBRARIES, TORCH_MODULES),
-        (NUMBA_LIBRARIES, NUMBA_MODULES),
-        (ONNX_LIBRARIES, ONNX_MODULES),
-    ],
-    ids=["torch", "numba", "onnx"],
+    list(
+        zip((TORCH_LIBRARIES, NUMBA_LIBRARIES, ONNX_LIBRARIES, JAX_LIBRARIES), USERS, strict=True)
+    ),
+    ids=["torch", "numba", "onnx", "jax"],
 )
 def test_heavy_libraries_are_imported_at_module_level_only_by_their_users(
     libraries: set[str], users: re.Pattern[str]
@@ -128,11 +129,12 @@ def test_heavy_libraries_are_imported_at_module_level_only_by_their_users(
     assert not eager
 
 
-def test_the_native_engine_needs_no_torch() -> None:
+@pytest.mark.parametrize("users", [NUMBA_MODULES, JAX_MODULES], ids=["numba", "jax"])
+def test_what_is_not_pytorch_needs_no_torch(users: re.Pattern[str]) -> None:
     assert not {
         (module, name)
         for module in SOURCES
-        if NUMBA_MODULES.match(module)
+        if users.match(module)
         for name in imported_modules(module)
         if top(name) in TORCH_LIBRARIES
     }
@@ -143,7 +145,7 @@ def test_importing_the_engine_and_the_command_line_loads_nothing_heavy() -> None
     modules = [
         name
         for name in sorted(SOURCES)
-        if not any(m.match(name) for m in (TORCH_MODULES, NUMBA_MODULES, ONNX_MODULES))
+        if not any(users.match(name) for users in USERS)
         and (not inside(name, "app.window") or name == "app.window.state")
     ]
     code = (
@@ -160,7 +162,8 @@ def test_importing_the_engine_and_the_command_line_loads_nothing_heavy() -> None
 
 def test_every_library_in_use_is_a_requirement() -> None:
     distribution_of = {"OpenGL": "PyOpenGL"}
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    lists = [ROOT / "requirements.txt", ROOT / "requirements-jax.txt"]
+    lines = [line for file in lists for line in file.read_text().splitlines()]
     required = {re.split(r"[\[=]", line)[0].lower() for line in lines if "==" in line}
     used = {top(name) for module in SOURCES for name in imported_modules(module)}
     foreign = used - set(sys.stdlib_module_names) - {"main", "app", "engine"}
@@ -168,7 +171,7 @@ def test_every_library_in_use_is_a_requirement() -> None:
 
 
 def test_every_requirement_is_pinned_and_written_once() -> None:
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-jax.txt"):
         lines = [line for line in (ROOT / file).read_text().splitlines() if line]
         pins = [line for line in lines if not line.startswith("#")]
         unpinned = [p for p in pins if not re.fullmatch(r"[\w-]+(\[\w+\])?==\d[\w.]*", p)]
@@ -176,6 +179,9 @@ def test_every_requirement_is_pinned_and_written_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     dynamic = project["tool"]["setuptools"]["dynamic"]
     assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
-    assert dynamic["optional-dependencies"]["dev"] == {"file": ["requirements-dev.txt"]}
+    assert dynamic["optional-dependencies"] == {
+        "dev": {"file": ["requirements-dev.txt", "requirements-jax.txt"]},
+        "jax": {"file": ["requirements-jax.txt"]},
+    }
     assert "dependencies" not in project["project"]
     assert project["project"]["requires-python"] == "==3.11.*"

@@ -36,22 +36,27 @@ def test_weights_follow_the_precision() -> None:
         assert estimate.needed >= estimate.peak_while_loading > estimate.weights
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_estimate_agrees_with_what_the_backend_holds(tiny_model_dir: Path, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("torch", "fp32"), ("torch", "bf16"), ("torch", "int8"), ("jax", "fp32"), ("jax", "bf16")],
+)
+def test_estimate_agrees_with_what_the_backend_holds(
+    tiny_model_dir: Path, name: str, precision: str
+) -> None:
     from engine.backends import load_backend
     from engine.checkpoint import read_config
 
     backend = load_backend(
         tiny_model_dir,
         name="tiny",
-        backend="torch",
+        backend=name,
         precision=precision,
         threads=1,
         progress=lambda stage, fraction: None,
     )
     held = backend.info.weight_bytes
     backend.shutdown()
-    estimate = estimate_bytes(read_config(tiny_model_dir), precision, "torch")
+    estimate = estimate_bytes(read_config(tiny_model_dir), precision, name)
     assert estimate.weights == pytest.approx(held, rel=0.001)
 
 

@@ -37,6 +37,9 @@ esac
 """
 
 
+EXTRAS = ("-dev", "-jax")  # what tests need beside what the program needs
+
+
 class Sandbox:
     """A copy of the set-up files beside a PATH that holds only fakes and harmless commands."""
 
@@ -48,7 +51,7 @@ class Sandbox:
         self.path = [self.bin]
         self.bin.mkdir()
         (self.project / "scripts").mkdir(parents=True)
-        for name in ("scripts/setup.sh", "requirements.txt", "requirements-dev.txt"):
+        for name in ("scripts/setup.sh", *(f"requirements{part}.txt" for part in ("", *EXTRAS))):
             shutil.copy(ROOT / name, self.project / name)
         for name in REAL_COMMANDS:
             if real := shutil.which(name):
@@ -136,12 +139,13 @@ def test_changed_requirements_are_installed_into_the_same_environment(sandbox: S
     assert len(sandbox.pip_installs()) == 1
 
 
-def test_tests_need_both_lists_and_leave_the_run_set_in_place(sandbox: Sandbox) -> None:
+def test_tests_need_all_lists_and_leave_the_run_set_in_place(sandbox: Sandbox) -> None:
     sandbox.fake_python()
     sandbox.fake("Xvfb", "")
     sandbox.fake("xdotool", "")
     assert sandbox.run("dev").returncode == 0
-    assert sandbox.pip_installs()[0].endswith("-r requirements.txt -r requirements-dev.txt")
+    lists = [f"-r requirements{part}.txt" for part in ("", *EXTRAS)]
+    assert sandbox.pip_installs()[0].endswith(" ".join(lists))
     sandbox.run("run")
     assert not sandbox.pip_installs()
     sandbox.run("dev")

@@ -68,6 +68,14 @@ _SPECS = (
         precisions=("fp32", "int8", "int4"),
         default_precision="int8",
     ),
+    BackendSpec(
+        name="jax",
+        title="JAX",
+        requires=("jax", "jaxlib"),
+        install='pip install -e ".[jax]"',
+        precisions=("fp32", "bf16"),
+        default_precision="fp32",
+    ),
 )
 
 

@@ -1,0 +1,326 @@
+"""The JAX backend against transformers and the native engine, and the promises of the protocol."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import backends, jax_runtime, paths
+from engine.backends import jax_backend, load_backend
+from engine.backends.base import Backend, LoadCancelled
+from engine.backends.jax_backend import JaxBackend, pieces
+from engine.checkpoint import ACTIVATIONS
+from engine.config import GenerationConfig
+from engine.decoding import generate
+from engine.errors import BackendError, CheckpointError, ConfigError
+from engine.events import Finished
+from engine.tokenizer import Tokenizer
+from tests.native_support import ROOT, silent, write_model
+
+ROUNDING = 2e-4  # of logits whose magnitude is about ten
+
+
+def load(folder: Path, precision: str = "fp32", threads: int = 2) -> JaxBackend:
+    return jax_backend.load(
+        folder, name="model", precision=precision, threads=threads, progress=silent
+    )
+
+
+def reference(folder: Path, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+    """transformers' logits at all positions."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits: np.ndarray[Any, Any] = model(torch.tensor([list(ids)])).logits[0].numpy()
+    return logits
+
+
+def some_tokens(count: int, vocab_size: int = 300) -> list[int]:
+    return [int(i) for i in np.random.default_rng(count).integers(0, vocab_size, count)]
+
+
+def once(backend: Backend, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Logits at all positions, the text run at once in a slot of its own."""
+    slot = backend.open()
+    (logits,) = backend.extend([slot], [ids], all_positions=True)
+    backend.close(slot)
+    return logits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("jax") / "model")
+
+
+@pytest.fixture(scope="module")
+def backend(folder: Path) -> JaxBackend:
+    return load(folder)
+
+
+SHAPES: list[dict[str, Any]] = [
+    {"activation_function": name} for name in ACTIVATIONS if name != "gelu_new"
+]
+SHAPES[0] |= {"layers": 3, "width": 40, "heads": 5, "n_inner": 72, "vocab_size": 301}
+SHAPES[1] |= {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-3}
+SHAPES[2] |= {"scale_attn_weights": False, "context": 33}
+SHAPES[3] |= {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_switch_of_the_configuration_is_obeyed(
+    tmp_path: Path, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax_backend, "_warm_up", lambda model, progress: None)  # takes seconds
+    folder = write_model(tmp_path / "model", **shape)
+    ids = some_tokens(32)
+    np.testing.assert_allclose(once(load(folder), ids), reference(folder, ids), atol=ROUNDING)
+
+
+def test_logits_equal_those_of_transformers_in_the_whole_context(
+    folder: Path, backend: JaxBackend
+) -> None:
+    ids = some_tokens(64)
+    expected = reference(folder, ids)
+    np.testing.assert_allclose(once(backend, ids), expected, atol=ROUNDING)
+    slot = backend.open()
+    single = np.concatenate([backend.extend([slot], [[i]]) for i in ids])
+    np.testing.assert_allclose(single, expected, atol=ROUNDING)
+    assert backend.length(slot) == 64
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "sampling"])
+def test_verse_writes_what_the_native_engine_writes(decoding: str) -> None:
+    """100 tokens, across the growth of the cache at 256."""
+    from tests.native_support import load as load_native
+
+    verse = paths.verse_dir()
+    tokenizer = Tokenizer(verse)
+    prompt = "\n".join(["The sun sets on the sea, and the sea sets on the sand."] * 14)
+    assert 156 < len(tokenizer.encode(prompt)) < 256
+    config = GenerationConfig(max_new_tokens=100, min_new_tokens=100, decoding=decoding, seed=3)
+    texts = []
+    for backend in (load(verse), load_native(verse, "fp32")):
+        *_, end = generate(backend, tokenizer, prompt, config)
+        assert isinstance(end, Finished)
+        texts.append(end.token_ids)
+        backend.shutdown()
+    assert len(texts[0]) == 100
+    assert texts[0] == texts[1]
+
+
+@given(st.integers(0, 2000), st.integers(1, 600), st.integers(1, 2000))
+@settings(derandomize=True)
+def test_pieces_hold_all_tokens_in_few_shapes_and_end_in_the_context(
+    start: int, count: int, context: int
+) -> None:
+    context = max(context, start + count)
+    seen = 0
+    for tokens, rows in pieces(start, count, context):
+        assert 1 <= tokens <= rows <= 256
+        assert rows in (1, 8, 16, 32, 64, 128, 256)
+        assert start + seen + rows <= context
+        seen += tokens
+    assert seen == count
+
+
+@pytest.mark.parametrize("cut", [1, 3, 8, 9, 31, 57, 61])
+def test_a_text_in_two_pieces_gives_the_same_logits(backend: JaxBackend, cut: int) -> None:
+    """Padded to other sizes, and near the context's end, where padding would not fit."""
+    ids = some_tokens(64)
+    slot = backend.open()
+    parts = [
+        backend.extend([slot], [part], all_positions=True)[0] for part in (ids[:cut], ids[cut:])
+    ]
+    np.testing.assert_allclose(np.concatenate(parts), once(backend, ids), atol=ROUNDING)
+
+
+def test_sequences_in_one_call_are_what_they_are_alone(backend: JaxBackend) -> None:
+    texts = [some_tokens(n) for n in (5, 1, 20, 1, 1, 9)]
+    slots = [backend.open() for _ in texts]
+    last = backend.extend(slots, texts)
+    assert last.shape == (6, 300) and last.dtype == np.float32
+    for row, text in zip(last, texts, strict=True):
+        np.testing.assert_allclose(row, once(backend, text)[-1], atol=ROUNDING)
+    more = [[7], [8, 9], [10], [11], [12], [13]]  # slots of different lengths
+    logits = backend.extend(slots, more, all_positions=True)
+    for found, text, new in zip(logits, texts, more, strict=True):
+        np.testing.assert_allclose(found, once(backend, text + new)[len(text) :], atol=ROUNDING)
+    assert [backend.length(slot) for slot in slots] == [6, 3, 21, 2, 2, 10]
+    backend.extend(slots[::-1], [[1]] * 6)
+    np.testing.assert_allclose(
+        backend.extend(slots[:1], [[2]])[0],
+        once(backend, [*texts[0], 7, 1, 2])[-1],
+        atol=ROUNDING,
+    )
+
+
+def test_truncated_and_forked_slots_go_their_own_way(backend: JaxBackend) -> None:
+    slot = backend.open()
+    backend.extend([slot], [[1, 2, 3, 4, 5]])
+    copy = backend.fork(slot)
+    backend.truncate(slot, 2)
+    backend.truncate(slot, 4)  # nothing comes back
+    assert (backend.length(slot), backend.length(copy)) == (2, 5)
+    for _ in range(2):  # the copy is one still when the original has written over its own
+        kept = backend.length(copy)
+        backend.extend([slot], [[9, 8, 7, 6]])
+        np.testing.assert_allclose(
+            backend.extend([copy], [[30]])[0],
+            once(backend, [1, 2, 3, 4, 5, 30])[-1],
+            atol=ROUNDING,
+        )
+        backend.truncate(copy, kept)
+    backend.close(slot)
+    empty = backend.fork(backend.open())
+    np.testing.assert_allclose(backend.extend([empty], [[9]]), once(backend, [9]), atol=ROUNDING)
+
+
+def test_what_cannot_be_run_is_refused(backend: JaxBackend, folder: Path) -> None:
+    slot = backend.open()
+    with pytest.raises(BackendError, match="do not fit"):
+        backend.extend([slot], [[1] * 65])
+    with pytest.raises(BackendError, match="outside the vocabulary"):
+        backend.extend([slot], [[300]])
+    with pytest.raises(ConfigError, match="fp32, bf16"):
+        load(folder, "int8")
+
+
+def test_bf16_is_close_and_half_the_size(folder: Path, backend: JaxBackend) -> None:
+    reduced = load(folder, "bf16")
+    ids = some_tokens(64)
+    exact, rounded = once(backend, ids), once(reduced, ids)
+    assert rounded.dtype == np.float32
+    assert 0.999 < np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] < 1.0
+    slot = reduced.open()
+    single = np.concatenate([reduced.extend([slot], [[i]]) for i in ids])
+    assert np.corrcoef(single.ravel(), rounded.ravel())[0, 1] > 0.999
+    assert backend.info.weight_bytes == backend.info.weight_bytes_fp32 == 4 * 37_120
+    assert 0.5 < reduced.info.weight_bytes / backend.info.weight_bytes < 0.55
+    assert reduced.info.read_bytes == reduced.info.weight_bytes - 2 * 64 * 32
+
+
+def test_load_tells_of_compiling_and_can_be_stopped(folder: Path) -> None:
+    seen: list[tuple[str, float]] = []
+
+    def watch(stage: str, fraction: float | None) -> None:
+        assert fraction is not None
+        seen.append((stage, fraction))
+        if stage == "compiling" and fraction > 0.75:
+            raise LoadCancelled
+
+    with pytest.raises(LoadCancelled):
+        jax_backend.load(folder, name="model", precision="fp32", threads=2, progress=watch)
+    assert {"reading weights", "compiling"} <= {stage for stage, _ in seen}
+    fractions = [fraction for _, fraction in seen]
+    assert fractions == sorted(fractions) and fractions[-1] < 1.0
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = write_model(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["h.1.mlp.c_fc.weight"][3, 4] = np.inf
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_fc\.weight holds NaN or infinity"):
+        load(folder)
+
+
+def test_a_missing_package_is_named_with_what_to_type(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        backends.importlib.util, "find_spec", lambda name: None if name == "jax" else found(name)
+    )
+    with pytest.raises(BackendError, match=r'package jax; install it: pip install -e "\.\[jax\]"'):
+        load_backend(folder, name="m", backend="jax", precision=None, threads=1, progress=silent)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads as Linux lists them")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_model_gets_as_many_threads_as_were_asked_for(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computing() -> int:
+        tasks = Path("/proc/self/task").iterdir()
+        return sum("XLAEigen" in (task / "comm").read_text() for task in tasks)
+
+    monkeypatch.setenv("PJRT_NPROC", "7")  # the user's own, for whatever purpose
+    jax_runtime.device.cache_clear()
+    before = computing()
+    device = jax_runtime.device(threads)
+    assert computing() - before == threads
+    assert jax_runtime.device(threads) is device
+    assert os.environ["PJRT_NPROC"] == "7"
+
+
+LOAD = """
+import logging, sys
+from pathlib import Path
+from engine.backends import load_backend
+logging.getLogger("engine").addHandler(logging.NullHandler())  # the program logs to a file
+backend = load_backend(
+    Path(sys.argv[1]), name="m", backend="jax", precision="fp32", threads=1,
+    progress=lambda stage, fraction: None,
+)
+print(backend.extend([backend.open()], [[1, 2, 3]]).sum())
+print(*({"torch", "transformers", "numba"} & set(sys.modules)))
+"""
+
+
+def test_compiled_code_is_kept_and_made_anew_where_damaged(tmp_path: Path) -> None:
+    """In programs of their own, which say nothing and import no other framework."""
+    folder = write_model(tmp_path / "model", layers=1, context=8, width=8, heads=2)
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+
+    def run() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, str(folder)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        logits, others = done.stdout.splitlines()
+        assert others == ""
+        return logits
+
+    def kept() -> dict[Path, tuple[int, int]]:
+        found = {path: path.stat() for path in tmp_path.glob("compiled/*/*/*-cache")}
+        return {path: (s.st_size, s.st_mtime_ns) for path, s in found.items()}
+
+    logits = run()
+    first = kept()
+    assert len(first) >= 8
+    assert run() == logits
+    assert kept() == first  # nothing was compiled
+    damaged = sorted(first)[::2]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-20])
+    assert run() == logits
+    changed = {path for path, state in kept().items() if state != first[path]}
+    assert changed == set(damaged)
+    assert {path: size for path, (size, _) in kept().items()}.keys() == first.keys()
+
+
+def test_code_that_cannot_be_kept_is_compiled_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").write_text("a file where the folder should be")
+    monkeypatch.setattr(jax_runtime, "_CACHE_OPTION", "jax_debug_nans")  # not set
+    assert jax_runtime.keep_compiled_code.__wrapped__() is None
