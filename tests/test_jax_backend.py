@@ -306,7 +306,7 @@ def test_compiled_code_is_kept_and_made_anew_where_damaged(tmp_path: Path) -> No
 
     logits = run()
     first = kept()
-    assert len(first) >= 8
+    assert len(first) >= 6
     assert run() == logits
     assert kept() == first  # nothing was compiled
     damaged = sorted(first)[::2]

@@ -103,37 +103,52 @@ class Model:
 
         A piece's rows come one after the other in the order given; more may follow.
         """
-        config, weights = self.config, self.weights
-        tokens, positions, first_rows = _laid_out(group)
+        weights = self.weights
+        tokens, positions, rows = _laid_out(group)
+        alone = len(group) == 1
         for piece in group:
             self._make_room(piece)
         x: Array = jax_model.embed(tokens, positions, weights.tokens, weights.positions)
-        for number, block in enumerate(weights.blocks):
-            projected, mixed = jax_model.project(
-                x, block.norm, block.attention_in, epsilon=config.layer_norm_epsilon
-            )
-            for piece, row in zip(group, first_rows, strict=True):
-                cache = piece.cache
-                mixed, cache.keys[number], cache.values[number] = jax_model.attend(
-                    projected,
-                    mixed,
-                    cache.keys[number],
-                    cache.values[number],
-                    row,
-                    np.int32(cache.length),
-                    block.score_scale,
-                    count=piece.rows,
-                )
-            x = jax_model.complete(
-                x,
-                mixed,
-                block.rest,
-                activation=config.activation,
-                epsilon=config.layer_norm_epsilon,
-            )
+        for layer in range(len(weights.blocks)):
+            x = self._one(x, layer, group[0]) if alone else self._several(x, layer, group, rows)
         for piece in group:
             piece.cache.length += len(piece.tokens)
         return x
+
+    def _one(self, x: Array, layer: int, piece: Piece) -> Array:
+        cache, config = piece.cache, self.config
+        x, cache.keys[layer], cache.values[layer] = jax_model.whole_block(
+            x,
+            self.weights.blocks[layer],
+            cache.keys[layer],
+            cache.values[layer],
+            np.int32(cache.length),
+            activation=config.activation,
+            epsilon=config.layer_norm_epsilon,
+        )
+        return x
+
+    def _several(
+        self, x: Array, layer: int, group: Sequence[Piece], first_rows: Sequence[np.int32]
+    ) -> Array:
+        block, epsilon = self.weights.blocks[layer], self.config.layer_norm_epsilon
+        projected, mixed = jax_model.project(x, block.norm, block.attention_in, epsilon=epsilon)
+        for piece, row in zip(group, first_rows, strict=True):
+            cache = piece.cache
+            mixed, cache.keys[layer], cache.values[layer] = jax_model.attend(
+                projected,
+                mixed,
+                cache.keys[layer],
+                cache.values[layer],
+                row,
+                np.int32(cache.length),
+                block.score_scale,
+                count=piece.rows,
+            )
+        result: Array = jax_model.complete(
+            x, mixed, block.rest, activation=self.config.activation, epsilon=epsilon
+        )
+        return result
 
     def logits(self, x: Array | np.ndarray[Any, Any]) -> Logits:
         """(rows, vocabulary) of rows of the residual stream, the caller's own."""

@@ -14,6 +14,7 @@ from app.window.main_window import first_selection
 from app.window.panels import performance
 from app.window.snapshot import collect
 from engine import catalog
+from engine.backends import available
 from engine.config import LoadConfig
 from engine.events import (
     Bandwidth,
@@ -67,9 +68,10 @@ def test_a_backend_is_chosen_and_a_precision_it_lacks_becomes_automatic(
     bench.load()
     bench.state.selection = LoadConfig(model="tiny", precision="int4")
     bench.frame()
-    assert combos["Backend"] == (
-        ["Automatic (native)", "Native engine", "PyTorch"], "Automatic (native)"
-    )  # fmt: skip
+    backends, chosen = combos["Backend"]
+    assert backends[:3] == ["Automatic (native)", "Native engine", "PyTorch"]
+    assert len(backends) == 1 + len(available())
+    assert chosen == "Automatic (native)"
     choose(bench, "backend", lambda: bench.state.selection.backend == "native")
     assert bench.state.selection.precision == "int4"
     choose(bench, "backend", lambda: bench.state.selection.backend == "torch")
