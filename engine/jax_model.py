@@ -1,11 +1,11 @@
 """GPT-2 as pure functions in JAX, each compiled once for every shape it meets.
 
-A function covers one block, not the model: all blocks have the same shapes, so twelve or forty-eight
-of them cost one compilation, and a call costs some 25 microseconds.
+A function covers one block, not the model: all blocks have the same shapes, so twelve or
+forty-eight of them cost one compilation, and a call costs some 25 microseconds.
 
-Tokens are rows of one matrix. Where they are of several sequences, a block is run in its parts: what
-works row by row (projections, MLP) sees the whole matrix, so that the sequences share one reading
-of the weights; attention takes one sequence at a time, each with its own cache.
+Tokens are rows of one matrix. Where they are of several sequences, a block is run in its parts:
+what works row by row (projections, MLP) sees the whole matrix, so that the sequences share one
+reading of the weights; attention takes one sequence at a time, each with its own cache.
 
 fp32 is computed at XLA's highest precision. In bf16 the matrices, the caches and what is multiplied
 with them are bf16; sums, the residual stream, LayerNorm, softmax and logits are fp32.
