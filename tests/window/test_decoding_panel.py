@@ -136,7 +136,8 @@ def test_what_the_method_ignores_is_disabled_and_says_why(
 ) -> None:
     for name in SECTIONS:
         tall.click(f"group.{name}")
-    tall.state.decoding = GenerationConfig(decoding=method)
+    # Under slide every option of the context policies counts.
+    tall.state.decoding = GenerationConfig(decoding=method, context_policy="slide")
     tall.frames()
     reasons.clear()
     tall.frame()
@@ -146,6 +147,19 @@ def test_what_the_method_ignores_is_disabled_and_says_why(
         assert reason.startswith(f"{option.label} is used by the method")
         assert reason.endswith(f"; {method} ignores it.")
         assert all(name in reason for name in option.methods)
+
+
+def test_what_the_context_policy_ignores_says_why(tall: Bench, reasons: list[str]) -> None:
+    tall.click("group.Long texts")
+    reasons.clear()
+    tall.state.decoding = GenerationConfig(context_policy="reset")
+    tall.frame()
+    assert "Keep first is used by the policy slide; reset ignores it." in reasons
+    assert not any(reason.startswith("Window ") for reason in reasons)
+    reasons.clear()
+    tall.state.decoding = GenerationConfig()
+    tall.frame()
+    assert "Window is used by the policies reset and slide; stop ignores it." in reasons
 
 
 def _place(reason: str) -> int:

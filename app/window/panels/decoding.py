@@ -66,7 +66,7 @@ class DecodingPanel:
     def _option(self, ui: Ui, option: Option) -> None:
         state = ui.state
         value = getattr(state.decoding, option.name)
-        with widgets.disabled(_why_unused(option, state.decoding.decoding)):
+        with widgets.disabled(_why_unused(option, state.decoding)):
             changed, new = option_widget(
                 option,
                 value,
@@ -96,12 +96,19 @@ def _notes(config: GenerationConfig, options: list[Option]) -> tuple[list[str], 
     return notes, "accent" if changed and used else "dim"
 
 
-def _why_unused(option: Option, decoding: str) -> str | None:
-    if option.used_by(decoding):
-        return None
-    *others, last = option.methods
-    users = f"the methods {', '.join(others)} and {last}" if others else f"the method {last}"
-    return f"{option.label} is used by {users}; {decoding} ignores it."
+def _why_unused(option: Option, config: GenerationConfig) -> str | None:
+    if not option.used_by(config.decoding):
+        return _ignored(option.label, "method", option.methods, config.decoding)
+    if not option.used_under(config.context_policy):
+        return _ignored(option.label, "policy", option.policies, config.context_policy)
+    return None
+
+
+def _ignored(label: str, kind: str, users: tuple[str, ...], chosen: str) -> str:
+    *others, last = users
+    kinds = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+    by = f"the {kinds} {', '.join(others)} and {last}" if others else f"the {kind} {last}"
+    return f"{label} is used by {by}; {chosen} ignores it."
 
 
 def _contradiction(ui: Ui) -> None:
