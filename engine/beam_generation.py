@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -18,50 +17,23 @@ import numpy as np
 from engine.backends.base import Backend, Logits
 from engine.beam import BeamSearch, Tokens
 from engine.beam_records import BeamRecords
-from engine.config import GenerationConfig
 from engine.errors import BackendError
 from engine.events import Beams, Event, Finished, ModelInfo, Prefill, Reread, Timings, Token
 from engine.generation import PREFILL_CHUNK, Writing
+from engine.request import TextRequest
 from engine.slots import SlotPool
 from engine.step_record import StepRecord
 from engine.stops import StopStrings
-from engine.tokenizer import StreamDecoder, Tokenizer, check_ids
+from engine.tokenizer import StreamDecoder, Tokenizer
 
 
 class _BeamText(Writing):
     """One of the texts that a search finds."""
 
-    def __init__(
-        self,
-        prompt: str,
-        config: GenerationConfig,
-        tokenizer: Tokenizer,
-        model: ModelInfo,
-        *,
-        job_id: int = 0,
-        parent: int | None = None,
-        requested_at: float | None = None,
-        sequence: int = 0,
-        written: Sequence[int] = (),
-        written_records: Sequence[StepRecord | None] = (),
-    ) -> None:
+    def __init__(self, request: TextRequest, tokenizer: Tokenizer, model: ModelInfo) -> None:
         """See Writing. The text is number `sequence` of those found, 0 the best. `written`: new
         tokens that all texts begin with; the search is for what follows them."""
-        super().__init__(
-            prompt,
-            config,
-            tokenizer,
-            model,
-            job_id=job_id,
-            parent=parent,
-            requested_at=requested_at,
-            sequence=sequence,
-        )
-        if written:
-            check_ids(written, model.vocab_size)
-        self._sequence = sequence
-        self.written = tuple(written)
-        self._written_records = tuple(written_records)
+        super().__init__(request, tokenizer, model)
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopStrings(self._config.stop)
         self._token_ids: list[int] = []
@@ -70,24 +42,23 @@ class _BeamText(Writing):
     def opening(self) -> list[Event]:
         """Started, and the tokens that are written already."""
         events: list[Event] = [self.started]
-        for index, token_id in enumerate(self.written):
-            records = self._written_records
-            events.append(self._say(token_id, records[index] if index < len(records) else None))
+        for index, token_id in enumerate(self.request.written):
+            events.append(self._say(token_id, self.request.record_of(index)))
             if reason := self._reason_to_end(token_id):
                 return [*events, self._finished(reason)]
         return events
 
     def _conclude(self, found: BeamRecords) -> list[Event]:
         """What is to be said when the search is over; BackendError where it found too little."""
-        results = found.search.results(self._sequence + 1)
-        if len(results) <= self._sequence:
+        results = found.search.results(self.request.sequence + 1)
+        if len(results) <= self.request.sequence:
             if found.search.given_up is not None:  # before there was anything of this text
                 return [self._finished(found.search.given_up)]
             raise BackendError(
                 f"beam search found only {len(results)} texts: the rules leave no more; relax "
                 "them or lower num_return_sequences"
             )
-        result = results[self._sequence]
+        result = results[self.request.sequence]
         records = found.of(result.token_ids)
         events: list[Event] = list(map(self._say, result.token_ids, records))
         reason = result.reason
@@ -99,7 +70,7 @@ class _BeamText(Writing):
         """End the search, for all of its texts; what there is of this one counts."""
         found.end(reason)
         score = None
-        for result in found.search.results(self._sequence + 1)[self._sequence :]:
+        for result in found.search.results(self.request.sequence + 1)[self.request.sequence :]:
             score = result.score
             for token_id in result.token_ids:
                 self._say(token_id, None)
@@ -147,44 +118,21 @@ class BeamGeneration(_BeamText):
     """A beam search over slots of a backend, and the text that it finds."""
 
     def __init__(
-        self,
-        prompt: str,
-        config: GenerationConfig,
-        tokenizer: Tokenizer,
-        model: ModelInfo,
-        *,
-        pool: SlotPool,
-        job_id: int = 0,
-        parent: int | None = None,
-        requested_at: float | None = None,
-        sequence: int = 0,
-        written: Sequence[int] = (),
-        written_records: Sequence[StepRecord | None] = (),
+        self, request: TextRequest, tokenizer: Tokenizer, model: ModelInfo, pool: SlotPool
     ) -> None:
         """See _BeamText. Slots for the running texts are taken from `pool`."""
-        super().__init__(
-            prompt,
-            config,
-            tokenizer,
-            model,
-            job_id=job_id,
-            parent=parent,
-            requested_at=requested_at,
-            sequence=sequence,
-            written=written,
-            written_records=written_records,
-        )
-        config.check_together()
+        super().__init__(request, tokenizer, model)
+        request.config.check_together()
         self.tokenizer = tokenizer
         # Bytes, because a half of a character is nothing else; no text holds surrogates.
         self._stop_bytes = [stop.encode("utf-8", "surrogatepass") for stop in self._config.stop]
-        tokens = [*self.prompt_ids, *self.written]
+        tokens = [*self.prompt_ids, *self.request.written]
         self._search = BeamSearch(
             self._config,
             self.rules,
             tokens,
             end_of_text=self._end_of_text,
-            max_new_tokens=max(1, self._room - len(self.written)),
+            max_new_tokens=max(1, self._room - len(self.request.written)),
             vocab_size=model.vocab_size,
             stops=self._ends_with_a_stop if self._stop_bytes else None,
         )
@@ -197,7 +145,9 @@ class BeamGeneration(_BeamText):
         self._fed = 0  # tokens of each text's view that are in its cache
         self._begin = self.window.begin(len(tokens))
         self._to_read = self.window.held(len(tokens))
-        self._bytes = [b"".join(map(tokenizer.token_bytes, self.written))]  # of running texts
+        self._bytes = [
+            b"".join(map(tokenizer.token_bytes, self.request.written))
+        ]  # of running texts
 
     def seen(self) -> list[int]:
         return self.window.view(self._rows[0].tolist())
@@ -312,7 +262,7 @@ class BeamGeneration(_BeamText):
         """Whether a stop string ends within the last of the new tokens."""
         longest = max(map(len, self._stop_bytes))
         data = b""
-        for i, token in enumerate(chain(reversed(new), reversed(self.written))):
+        for i, token in enumerate(chain(reversed(new), reversed(self.request.written))):
             data = self.tokenizer.token_bytes(int(token)) + data
             if i == 0:
                 longest += len(data)
@@ -337,16 +287,14 @@ class BeamFollower(_BeamText):
 
     def __init__(self, leader: BeamGeneration, *, job_id: int, sequence: int) -> None:
         """`leader` holds the search; prompt and options are its."""
-        super().__init__(
-            leader.started.prompt,
-            leader.started.config,
-            leader.tokenizer,
-            leader.started.model,
+        own = replace(
+            leader.request,
+            config=leader.started.config,
             job_id=job_id,
-            parent=leader.started.parent,
             sequence=sequence,
-            written=leader.written,
+            written_records=(),
         )
+        super().__init__(own, leader.tokenizer, leader.started.model)
         self._leader = leader
         self._seen: Beams | None = None  # how far the search was when asked last
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import zip_longest
 
 import numpy as np
@@ -14,6 +13,7 @@ from engine.config import GenerationConfig
 from engine.events import Event, ModelInfo
 from engine.fast_path import Decoding, ManySteps
 from engine.generation import Generation, Writing
+from engine.request import TextRequest
 from engine.sampling import unusable_logits
 from engine.slots import SlotPool
 from engine.step_record import StepRecord
@@ -24,35 +24,11 @@ Text = Generation | BeamGeneration
 POLL_S = 0.004  # how often tokens are fetched from a backend that runs many steps by itself
 
 
-def begin(
-    prompt: str,
-    config: GenerationConfig,
-    tokenizer: Tokenizer,
-    model: ModelInfo,
-    pool: SlotPool,
-    *,
-    job_id: int = 0,
-    parent: int | None = None,
-    requested_at: float | None = None,
-    sequence: int = 0,
-    written: Sequence[int] = (),
-    written_records: Sequence[StepRecord | None] = (),
-) -> Text:
+def begin(request: TextRequest, tokenizer: Tokenizer, model: ModelInfo, pool: SlotPool) -> Text:
     """The text that is asked for, not yet attached to a slot; errors as of Writing."""
-    beam = config.decoding == "beam"
-    kind: Callable[..., Text] = partial(BeamGeneration, pool=pool) if beam else Generation
-    return kind(
-        prompt,
-        config,
-        tokenizer,
-        model,
-        job_id=job_id,
-        parent=parent,
-        requested_at=requested_at,
-        sequence=sequence,
-        written=written,
-        written_records=written_records,
-    )
+    if request.config.decoding == "beam":
+        return BeamGeneration(request, tokenizer, model, pool)
+    return Generation(request, tokenizer, model)
 
 
 def step(backend: Backend, writings: Sequence[Writing]) -> list[Logits]:
@@ -83,7 +59,7 @@ def many_steps(
     given the run, whose `stop` any thread may call. A text whose logits became unusable has then
     failed; see Writing.fail. Caches may hold more than the texts: `prepare` before the next pass.
     """
-    run = backend.start_decoding([g.request() for g in generations])
+    run = backend.start_decoding([g.decode_request() for g in generations])
     polled = [0] * len(generations)
     try:
         started(run)
@@ -182,20 +158,18 @@ def generate(
     """Continue one prompt, in this thread: Started, Prefill ..., Token ..., Finished.
 
     Beam search says Beams ... where others say Token, and the tokens of its text in the end.
-    `sequence`: which of the texts that one seed gives. `written`: see Generation. Raises
+    `sequence`: which of the texts that one seed gives. `written`: see TextRequest. Raises
     BackendError where logits became unusable.
     """
     pool = pool or SlotPool(backend, max_idle=0)
-    generation = begin(
+    request = TextRequest(
         prompt,
         config,
-        tokenizer,
-        backend.info,
-        pool,
         sequence=sequence,
-        written=written,
-        written_records=written_records,
+        written=tuple(written),
+        written_records=tuple(written_records),
     )
+    generation = begin(request, tokenizer, backend.info, pool)
     generation.attach(*pool.acquire(generation.seen()))
     sound = True  # whether the slot's cache is what `held` says
     try:

@@ -19,6 +19,7 @@ from engine.errors import PromptError
 from engine.events import Event, Finished, ModelInfo, Prefill, Reread, Started, Timings, Token
 from engine.fast_path import FAST_RULES, DecodeRequest
 from engine.philox import fresh_seed
+from engine.request import TextRequest
 from engine.rules import build_rules
 from engine.sampling import Sampler
 from engine.slots import SlotPool
@@ -39,24 +40,16 @@ def with_seed(config: GenerationConfig) -> GenerationConfig:
 class Writing(ABC):
     """What all ways to write a text share: the prompt, the limits, the times."""
 
-    def __init__(
-        self,
-        prompt: str,
-        config: GenerationConfig,
-        tokenizer: Tokenizer,
-        model: ModelInfo,
-        *,
-        job_id: int = 0,
-        parent: int | None = None,
-        requested_at: float | None = None,
-        sequence: int = 0,
-    ) -> None:
+    def __init__(self, request: TextRequest, tokenizer: Tokenizer, model: ModelInfo) -> None:
         """Raises PromptError for a prompt that cannot be continued, ConfigError for options
         that do not fit the model."""
-        self._begun = time.perf_counter() if requested_at is None else requested_at
-        encoded = tokenizer.encode(clean_prompt(prompt))
+        begun = request.requested_at
+        self._begun = time.perf_counter() if begun is None else begun
+        encoded = tokenizer.encode(clean_prompt(request.prompt))
         check_ids(encoded, model.vocab_size)
-        config = with_seed(config)
+        if request.written:
+            check_ids(request.written, model.vocab_size)
+        config = with_seed(request.config)
         self.window = Window.of(config, model.context)
         self.limit = config.max_new_tokens
         if config.max_length is not None:
@@ -78,25 +71,25 @@ class Writing(ABC):
             prompt_length=len(self.prompt_ids),
             vocab_size=model.vocab_size,
         )
+        self.request = request
         self._config = config
-        self._tokenizer = tokenizer
         self._end_of_text = tokenizer.end_of_text
         self._context = model.context
-        self._job_id = job_id
+        self._job_id = request.job_id
         self._cached = 0
         self._fresh = 0  # tokens written here
         self._prefill_begun = self._begun
         self._first_at = self._last_at = 0.0
         seen = self.window.held(len(self.prompt_ids))
         self.started = Started(
-            job_id,
-            prompt=prompt,
+            request.job_id,
+            prompt=request.prompt,
             config=config,
             model=model,
             prompt_tokens=seen,
             dropped_tokens=len(encoded) - seen,
-            parent=parent,
-            sequence=sequence,
+            parent=request.parent,
+            sequence=request.sequence,
         )
 
     @property
@@ -185,52 +178,25 @@ class Writing(ABC):
 class Generation(Writing):
     """A text that is written token by token: greedy or sampled."""
 
-    def __init__(
-        self,
-        prompt: str,
-        config: GenerationConfig,
-        tokenizer: Tokenizer,
-        model: ModelInfo,
-        *,
-        job_id: int = 0,
-        parent: int | None = None,
-        requested_at: float | None = None,
-        sequence: int = 0,
-        written: Sequence[int] = (),
-        written_records: Sequence[StepRecord | None] = (),
-    ) -> None:
-        """See Writing. `written`: new tokens that are there already; the text goes on behind them
-        as if it had been written up to there here. Their records are passed on."""
-        super().__init__(
-            prompt,
-            config,
-            tokenizer,
-            model,
-            job_id=job_id,
-            parent=parent,
-            requested_at=requested_at,
-            sequence=sequence,
-        )
-        if written:
-            check_ids(written, model.vocab_size)
+    def __init__(self, request: TextRequest, tokenizer: Tokenizer, model: ModelInfo) -> None:
+        """See Writing."""
+        super().__init__(request, tokenizer, model)
         self.token_ids: list[int] = []
         self.slot = -1
-        self._sequence = sequence
         self._tokens = _Tokens(self.prompt_ids)
-        self._sampler = Sampler(self._config, sequence, rules=self.rules)
+        self._sampler = Sampler(self._config, request.sequence, rules=self.rules)
         self._fast = all(rule.name in FAST_RULES for rule in self.rules)
         self.speculation = Speculation() if self._config.speculation == "lookup" else None
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopStrings(self._config.stop)
         self._text: list[str] = []
-        self._written = tuple(written)
-        self._written_records = tuple(written_records)
         self._fed = 0  # tokens of the window's view that are in the cache
-        self._begin = self.window.begin(len(self.prompt_ids) + len(written))
-        self._to_read = self.window.held(len(self.prompt_ids) + len(written))
+        total = len(self.prompt_ids) + len(request.written)
+        self._begin = self.window.begin(total)
+        self._to_read = self.window.held(total)
 
     def seen(self) -> list[int]:
-        return self.window.view([*self.prompt_ids, *self._written])
+        return self.window.view([*self.prompt_ids, *self.request.written])
 
     def attach(self, slot: int, cached: int) -> None:
         self.slot, self._cached, self._fed = slot, cached, cached
@@ -239,10 +205,8 @@ class Generation(Writing):
     def opening(self) -> list[Event]:
         """Started, and the tokens that are written already."""
         events: list[Event] = [self.started]
-        for index, token_id in enumerate(self._written):
-            records = self._written_records
-            record = records[index] if index < len(records) else None
-            events += self._append(token_id, record)
+        for index, token_id in enumerate(self.request.written):
+            events += self._append(token_id, self.request.record_of(index))
             if self.done:
                 return events
         if self._begin > self.window.keep:
@@ -258,7 +222,7 @@ class Generation(Writing):
         """Whether a backend with the fast path can go on with this text now."""
         return self._fast and not self.reading and not self.done
 
-    def request(self) -> DecodeRequest:
+    def decode_request(self) -> DecodeRequest:
         """How a backend with the fast path goes on with this text; only where `fast`."""
         return DecodeRequest(
             slot=self.slot,
@@ -267,7 +231,7 @@ class Generation(Writing):
             index=len(self.token_ids),
             max_tokens=self.room,
             stop_token=self._end_of_text,
-            sequence=self._sequence,
+            sequence=self.request.sequence,
         )
 
     @property

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.backends.base import Backend, LoadCancelled
 from engine.beam_generation import BeamFollower, BeamGeneration
@@ -30,6 +30,7 @@ from engine.fast_path import Decoding
 from engine.generation import PREFILL_CHUNK, Generation, Writing, with_seed
 from engine.held import Held, bandwidth, read_model
 from engine.job import Job, failure
+from engine.request import TextRequest
 from engine.slots import SlotPool
 from engine.step_record import StepRecord
 
@@ -47,13 +48,7 @@ class _LoadCommand:
 @dataclass
 class _GenerateCommand:
     job: Job
-    prompt: str
-    config: GenerationConfig
-    parent: int | None
-    requested_at: float
-    sequence: int = 0
-    written: tuple[int, ...] = ()
-    written_records: tuple[StepRecord | None, ...] = ()
+    request: TextRequest
     # Of several texts of one request the first that starts reads the prompt for all.
     group: list[Text] | None = None
 
@@ -134,20 +129,20 @@ class Worker:
         where it was given up before it began.
 
         `sequence`: which of the texts that one seed gives. `written`: new tokens that are there
-        already, as after a stop or at a branch; see engine.generation.Generation.
+        already, as after a stop or at a branch; see engine.request.TextRequest.
         """
-        return self._submit(
-            _GenerateCommand(
-                self._new_job(),
-                prompt,
-                config,
-                parent,
-                time.perf_counter(),
-                sequence,
-                tuple(written),
-                tuple(written_records),
-            )
+        job = self._new_job()
+        request = TextRequest(
+            prompt,
+            config,
+            job.id,
+            parent,
+            time.perf_counter(),
+            sequence,
+            tuple(written),
+            tuple(written_records),
         )
+        return self._submit(_GenerateCommand(job, request))
 
     def generate_many(
         self, prompt: str, config: GenerationConfig, *, parent: int | None = None
@@ -160,16 +155,14 @@ class Worker:
         count = config.num_return_sequences
         if count == 1:
             return [self.generate(prompt, config, parent=parent)]
-        config, now = with_seed(config), time.perf_counter()
+        now = time.perf_counter()
+        whole = TextRequest(prompt, with_seed(config), parent=parent, requested_at=now)
         group: list[Text] = []
-        return [
-            self._submit(
-                _GenerateCommand(
-                    self._new_job(), prompt, config, parent, now, sequence=number, group=group
-                )
-            )
-            for number in range(count)
-        ]
+        jobs = [self._new_job() for _ in range(count)]
+        for number, job in enumerate(jobs):
+            request = replace(whole, job_id=job.id, sequence=number)
+            self._submit(_GenerateCommand(job, request, group))
+        return jobs
 
     def measure_bandwidth(self) -> Job:
         """Measure how fast the memory streams as many bytes as a token of the model reads.
@@ -350,23 +343,11 @@ class Worker:
     def _begin(self, command: _GenerateCommand, held: Held) -> Writing:
         """The text that a command asks for, with a slot."""
         if command.group is not None:
-            command.config.check_together()
+            command.request.config.check_together()
         first = command.group[0] if command.group else None
         if isinstance(first, BeamGeneration):
-            return BeamFollower(first, job_id=command.job.id, sequence=command.sequence)
-        writing = begin(
-            command.prompt,
-            command.config,
-            held.tokenizer,
-            held.backend.info,
-            held.pool,
-            job_id=command.job.id,
-            parent=command.parent,
-            requested_at=command.requested_at,
-            sequence=command.sequence,
-            written=command.written,
-            written_records=command.written_records,
-        )
+            return BeamFollower(first, job_id=command.job.id, sequence=command.request.sequence)
+        writing = begin(command.request, held.tokenizer, held.backend.info, held.pool)
         if first is not None and any(other is first for _, other in self._active):
             writing.attach(*held.pool.fork(first.slot, first.held, writing.seen()))
         else:

@@ -36,6 +36,7 @@ from engine.config import EMBEDDED, GenerationConfig  # noqa: E402
 from engine.decoding import run_on, step  # noqa: E402
 from engine.generation import Generation  # noqa: E402
 from engine.random_weights import random_model_folder  # noqa: E402
+from engine.request import TextRequest  # noqa: E402
 from engine.slots import SlotPool  # noqa: E402
 from engine.threads import default_threads  # noqa: E402
 from engine.tokenizer import Tokenizer  # noqa: E402
@@ -129,7 +130,7 @@ class Result:
 
 def write(backend: Backend, tokenizer: Tokenizer, prompt: str, config: GenerationConfig) -> Run:
     """One text from end to end."""
-    generation = Generation(prompt, config, tokenizer, backend.info)
+    generation = Generation(TextRequest(prompt, config), tokenizer, backend.info)
     pool = SlotPool(backend, max_idle=0)
     generation.attach(*pool.acquire(generation.seen()))
     generation.opening()
