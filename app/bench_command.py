@@ -46,6 +46,7 @@ def bench_command(args: argparse.Namespace, config: LoadConfig) -> int:
         precision=precision,
         threads=config.threads or 0,
         progress=lambda stage, fraction: progress(f"{name}: {stage}"),
+        options=config,
     )
     backend.info = replace(backend.info, load_s=time.perf_counter() - begun)
     info = backend.info

@@ -111,6 +111,7 @@ def _help(option: Option) -> str:
         facts.append(f"typical: {option.typical}")
     if option.methods:
         facts.append(f"used by {', '.join(option.methods)}")
-    if option.policies:
-        facts.append(f"used by {', '.join(option.policies)}")
+    for users in (option.policies, option.backends):
+        if users:
+            facts.append(f"used by {', '.join(users)}")
     return f"{option.help} ({'; '.join(facts)}; default: {default})"

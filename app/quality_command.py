@@ -28,7 +28,7 @@ def quality_command(args: argparse.Namespace, config: LoadConfig) -> int:
 
     shape = read_config(folder)
 
-    def load(at: str, backend: str) -> Backend:
+    def load(at: str, backend: str, options: LoadConfig | None = None) -> Backend:
         memory.check_fits(shape, at, backend)
         return load_backend(
             folder,
@@ -37,9 +37,10 @@ def quality_command(args: argparse.Namespace, config: LoadConfig) -> int:
             precision=at,
             threads=config.threads or 0,
             progress=lambda stage, fraction: None,
+            options=options,
         )
 
-    model = load(precision, spec.name)
+    model = load(precision, spec.name, config)
     # A precision is compared with the exact reference, whichever backend it runs on.
     reference = load("fp32", "torch") if precision != "fp32" else None
     begun = last = time.monotonic()

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")  # from the most exact to the smallest
+_GPU_PRECISION = "fp16"
 EMBEDDED = "verse"  # the model that comes with the program
 DECODING_METHODS = ("greedy", "beam", "sampling", "top_k", "top_p")
 CONTEXT_POLICIES = ("stop", "reset", "slide")
@@ -36,6 +37,7 @@ MAX_SEQUENCES = 32  # texts of one request
 
 _DRAWS = ("sampling", "top_k", "top_p")
 _BEAM = ("beam",)
+_TORCH = ("torch",)
 # What top-k and top-p are where they are not given.
 _TOP_K = {"sampling": 50, "top_k": 50}
 _TOP_P = {"sampling": 0.95, "top_p": 0.9}
@@ -361,8 +363,9 @@ class LoadConfig(Options):
         "Precision",
         "fp32 is the exact reference; bf16 halves the memory; int8 quarters it and is nearly four "
         "times as fast; int4 is smaller and faster still, and less exact. `auto` takes the "
-        "backend's default: on the native engine int8, and fp32 for the embedded model.",
-        choices=PRECISIONS,
+        "backend's default: on the native engine int8, and fp32 for the embedded model. fp16 needs "
+        "a GPU.",
+        choices=(*PRECISIONS, _GPU_PRECISION),
     )
     threads: int | None = option(
         None,
@@ -370,4 +373,30 @@ class LoadConfig(Options):
         "CPU threads for the model; `auto` takes the number of physical cores.",
         minimum=1,
         maximum=256,
+    )
+    device: str = option(
+        "auto",
+        "Device",
+        "Where PyTorch runs the model: cuda is an NVIDIA GPU, in fp32, bf16 or fp16. `auto` takes "
+        "it where PyTorch finds one that has the precision.",
+        choices=("auto", "cpu", "cuda"),
+        section="PyTorch",
+        backends=_TORCH,
+    )
+    attention: str = option(
+        "auto",
+        "Attention",
+        "How PyTorch computes attention: eager step by step, sdpa with its fused kernel, which "
+        "gives the same and is faster. `auto` takes sdpa.",
+        choices=("auto", "eager", "sdpa"),
+        section="PyTorch",
+        backends=_TORCH,
+    )
+    compile: bool = option(
+        False,
+        "Compile",
+        "Compile the model with torch.compile when it is loaded, which takes up to a few minutes. "
+        "Where that cannot be done the model runs as it is, and its details say why.",
+        section="PyTorch",
+        backends=_TORCH,
     )

@@ -64,6 +64,7 @@ def read_model(config: LoadConfig, progress: Progress, before: Held | None) -> H
         precision=precision,
         threads=config.threads or 0,
         progress=progress,
+        options=config,
     )
     backend.info = replace(backend.info, load_s=time.perf_counter() - begun)
     return Held(backend, tokenizer, SlotPool(backend))

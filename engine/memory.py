@@ -16,6 +16,7 @@ from engine.checkpoint import ModelConfig
 from engine.errors import ConfigError, OutOfMemoryError
 
 _MB = 1_000_000
+_HALF = ("bf16", "fp16")
 # What a backend's libraries occupy before any weight is read.
 _OVERHEAD = {
     "torch": 350 * _MB,
@@ -56,13 +57,14 @@ def estimate_bytes(
 
     Raises ConfigError on a precision that the backend does not have.
     """
-    precisions = find(backend).precisions
+    spec = find(backend)
+    precisions = spec.precisions + spec.gpu_precisions
     if precision not in precisions:
         raise ConfigError(f"precision must be one of {', '.join(precisions)}, not {precision!r}")
     overhead = _OVERHEAD.get(backend, _OVERHEAD_OTHERS)
     weights, loading = _HELD_BY[backend](shape, precision)
     # The native engine keeps keys and values in bf16 wherever the weights are not exact.
-    exact_cache = precision == "fp32" or (backend != "native" and precision != "bf16")
+    exact_cache = precision == "fp32" or (backend != "native" and precision not in _HALF)
     return MemoryEstimate(
         weights=weights,
         kv_cache=2 * shape.layers * shape.context * shape.width * (4 if exact_cache else 2),

@@ -44,6 +44,7 @@ class Option:
     section: str = ""  # options that belong together, for display
     methods: tuple[str, ...] = ()  # decoding methods that use it; () means all
     policies: tuple[str, ...] = ()  # context policies that use it; () means all
+    backends: tuple[str, ...] = ()  # backends that use it; () means all
     aliases: tuple[str, ...] = ()  # other names on the command line, spelt as `name`
 
     @property
@@ -85,6 +86,10 @@ class Option:
     def used_under(self, policy: str) -> bool:
         """Whether that context policy looks at it."""
         return not self.policies or policy in self.policies
+
+    def used_on(self, backend: str) -> bool:
+        """Whether that backend looks at it."""
+        return not self.backends or backend in self.backends
 
     def check(self, value: Any) -> Any:
         """The value as the option's type; ConfigError names the option and its range."""
@@ -171,6 +176,7 @@ def option(
     section: str = "",
     methods: tuple[str, ...] = (),
     policies: tuple[str, ...] = (),
+    backends: tuple[str, ...] = (),
     aliases: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field that carries its declaration; the name and type come from the field."""
@@ -188,6 +194,7 @@ def option(
                 "section": section,
                 "methods": methods,
                 "policies": policies,
+                "backends": backends,
                 "aliases": aliases,
             }
         },

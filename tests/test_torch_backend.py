@@ -11,23 +11,33 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
+from engine import catalog
 from engine.backends import load_backend
-from engine.backends.base import Backend, LoadCancelled
-from engine.config import GenerationConfig
+from engine.backends.base import Backend, LoadCancelled, Progress
+from engine.backends.torch_backend import choose_device
+from engine.config import GenerationConfig, LoadConfig
 from engine.decoding import generate
-from engine.errors import BackendError, CheckpointError
+from engine.errors import BackendError, CheckpointError, ConfigError
 from engine.events import Finished
 from engine.tokenizer import Tokenizer
 
 
-def load(folder: Path, precision: str = "fp32") -> Backend:
+def load(
+    folder: Path,
+    precision: str = "fp32",
+    *,
+    backend: str = "torch",
+    progress: Progress = lambda stage, fraction: None,
+    **options: Any,
+) -> Backend:
     return load_backend(
         folder,
         name="tiny",
-        backend="torch",
+        backend=backend,
         precision=precision,
         threads=1,
-        progress=lambda stage, fraction: None,
+        progress=progress,
+        options=LoadConfig(**options),
     )
 
 
@@ -38,6 +48,12 @@ def reference(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def backend(tiny_model_dir: Path) -> Backend:
     return load(tiny_model_dir)
+
+
+@pytest.fixture(scope="module")
+def verse() -> dict[str, Backend]:
+    folder = catalog.require_local("verse")
+    return {name: load(folder, attention=name) for name in ("eager", "sdpa")}
 
 
 SHAPES: list[dict[str, Any]] = [
@@ -203,3 +219,71 @@ def test_half_precision_checkpoints_load_in_fp32(make_model_dir: Any) -> None:
     with torch.inference_mode():
         expected = theirs(torch.tensor([[1, 2, 3]])).logits[0, -1].numpy()
     np.testing.assert_allclose(ours.extend([ours.open()], [[1, 2, 3]])[0], expected, atol=1e-3)
+
+
+def test_eager_attention_computes_what_sdpa_does(verse: dict[str, Backend]) -> None:
+    ids = list(range(5, 60))
+    assert "sdpa" in verse["sdpa"].info.detail and "eager" in verse["eager"].info.detail
+    rows = {}
+    for name, backend in verse.items():
+        slot = backend.open()
+        (prompt,) = backend.extend([slot], [ids], all_positions=True)
+        rows[name] = np.concatenate([prompt, backend.extend([slot], [[9, 8, 7]])])
+    np.testing.assert_allclose(rows["eager"], rows["sdpa"], atol=1e-4)
+
+
+def test_eager_attention_writes_the_same_greedy_text(verse: dict[str, Backend]) -> None:
+    tokenizer = Tokenizer(catalog.require_local("verse"))
+    config = GenerationConfig(max_new_tokens=60, decoding="greedy")
+    ends = [list(generate(b, tokenizer, "The sea", config))[-1] for b in verse.values()]
+    assert all(isinstance(end, Finished) for end in ends)
+    assert ends[0].token_ids == ends[1].token_ids
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_cuda_is_refused_where_there_is_no_gpu(
+    tiny_model_dir: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no NVIDIA GPU .* take device cpu"):
+        load(tiny_model_dir, precision, device="cuda")
+
+
+def test_fp16_is_for_gpus_and_int8_for_the_cpu(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="fp16 needs an NVIDIA GPU"):
+        load(tiny_model_dir, "fp16", device="cpu")
+    with pytest.raises(ConfigError, match="cuda has no precision int8"):
+        load(tiny_model_dir, "int8", device="cuda")
+    assert choose_device("auto", "int8").type == "cpu"
+    assert choose_device("auto", "bf16").type == choose_device("cuda", "fp16").type == "cuda"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no NVIDIA GPU")
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.3), ("fp16", 0.03)]
+)
+def test_cuda_computes_what_the_cpu_does(
+    tiny_model_dir: Path, precision: str, tolerance: float
+) -> None:
+    ids = list(range(1, 50))
+    cpu = load(tiny_model_dir, device="cpu")
+    gpu = load(tiny_model_dir, precision, device="cuda")
+    assert torch.cuda.get_device_name() in gpu.info.detail
+    (expected,) = cpu.extend([cpu.open()], [ids], all_positions=True)
+    slot = gpu.open()
+    single = np.concatenate([gpu.extend([slot], [[i]]) for i in ids])
+    (at_once,) = gpu.extend([gpu.open()], [ids], all_positions=True)
+    np.testing.assert_allclose(at_once, expected, atol=tolerance)
+    np.testing.assert_allclose(single, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("given", [{"attention": "eager"}, {"compile": True}, {"device": "cpu"}])
+def test_another_backend_refuses_the_options_of_torch(
+    tiny_model_dir: Path, given: dict[str, Any]
+) -> None:
+    (name,) = given
+    with pytest.raises(ConfigError, match=f"^{name} is an option of backend torch"):
+        load(tiny_model_dir, backend="native", **given)

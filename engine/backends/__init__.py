@@ -10,10 +10,10 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from engine.backends.base import Backend, BackendFactory, Progress
-from engine.config import EMBEDDED, PRECISIONS
+from engine.config import EMBEDDED, PRECISIONS, LoadConfig
 from engine.errors import BackendError, ConfigError
 from engine.onnx.folder import exported_precision
 
@@ -30,6 +30,7 @@ class BackendSpec:
     install: str  # what to type where one is missing
     precisions: tuple[str, ...]  # from the most exact to the smallest
     default_precision: str
+    gpu_precisions: tuple[str, ...] = ()  # further ones, on a GPU only
     embedded_precision: str = "fp32"  # the embedded model is so small that exactness is free
 
     def precision_for(self, model: str) -> str:
@@ -59,6 +60,7 @@ _SPECS = (
         install="pip install -r requirements.txt",
         precisions=("fp32", "bf16", "int8"),
         default_precision="fp32",
+        gpu_precisions=("fp16",),
     ),
     BackendSpec(
         name="onnx",
@@ -115,10 +117,10 @@ def resolve(backend: str | None, precision: str | None, model: str) -> tuple[Bac
     if spec.name == "onnx":
         precision = precision or held
     precision = precision or spec.precision_for(model)
-    if precision not in spec.precisions:
+    known = spec.precisions + spec.gpu_precisions
+    if precision not in known:
         raise ConfigError(
-            f"backend {spec.name} has no precision {precision}; "
-            f"it has: {', '.join(spec.precisions)}"
+            f"backend {spec.name} has no precision {precision}; it has: {', '.join(known)}"
         )
     return spec, precision
 
@@ -131,10 +133,33 @@ def load_backend(
     precision: str | None,
     threads: int,
     progress: Progress,
+    options: LoadConfig | None = None,
 ) -> Backend:
-    """Load the model folder into the chosen backend."""
+    """Load the model folder into the chosen backend.
+
+    Of `options` those count that only some backends use; ConfigError where one is set that this
+    backend does not use. The other arguments stand for the rest of a LoadConfig.
+    """
     spec, precision = resolve(backend, precision, name)
+    own = _own_options(spec, options or LoadConfig())
     progress(f"starting {spec.title}", 0.0)
     module = importlib.import_module(f"engine.backends.{spec.name}_backend")
     factory = cast(BackendFactory, module.load)
-    return factory(folder, name=name, precision=precision, threads=threads, progress=progress)
+    return factory(
+        folder, name=name, precision=precision, threads=threads, progress=progress, **own
+    )
+
+
+def _own_options(spec: BackendSpec, options: LoadConfig) -> dict[str, Any]:
+    """Name and value of the options that name this backend as their user."""
+    own: dict[str, Any] = {}
+    for name, option in LoadConfig.options().items():
+        value = getattr(options, name)
+        if spec.name in option.backends:
+            own[name] = value
+        elif not option.used_on(spec.name) and value != option.default:
+            raise ConfigError(
+                f"{name} is an option of backend {', '.join(option.backends)}, and the model is "
+                f"to be loaded on {spec.name}; leave it out or choose the other backend"
+            )
+    return own

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, overload
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,4 +93,6 @@ class BackendFactory(Protocol):
         precision: str,
         threads: int,
         progress: Progress,
-    ) -> Backend: ...
+        **own: Any,
+    ) -> Backend:
+        """`own`: the options of LoadConfig that name this backend as their user."""

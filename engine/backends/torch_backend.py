@@ -21,12 +21,18 @@ from transformers.pytorch_utils import Conv1D
 from engine.backends.base import Logits, Progress
 from engine.backends.cached import CachedBackend
 from engine.checkpoint import Checkpoint, ModelConfig
-from engine.errors import BackendError, OutOfMemoryError
+from engine.errors import BackendError, ConfigError, OutOfMemoryError
 from engine.events import ModelInfo
 from engine.threads import default_threads
 from engine.weights_hash import cached_hash
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.float32,  # what is not quantised
+}
+_CUDA_PRECISIONS = ("fp32", "bf16", "fp16")
 _GROWTH = 128  # tokens by which a cache grows at least
 
 
@@ -108,6 +114,7 @@ class TorchBackend(CachedBackend[Cache]):
     def __init__(self, model: GPT2LMHeadModel, info: ModelInfo) -> None:
         super().__init__(info)
         self._model = model
+        self._device: torch.device = model.device
 
     def _new_cache(self) -> Cache:
         return Cache(layers=[_CacheLayer(self.info.context) for _ in range(self.info.layers)])
@@ -131,17 +138,20 @@ class TorchBackend(CachedBackend[Cache]):
     def _run_one(self, cache: Cache, ids: Sequence[int], all_positions: bool) -> Logits:
         try:
             with torch.inference_mode():
+                at_once = torch.tensor([ids], device=self._device)
                 hidden = self._model.transformer(
-                    torch.tensor([ids]), past_key_values=cache, use_cache=True
+                    at_once, past_key_values=cache, use_cache=True
                 ).last_hidden_state[0]  # (T, D)
                 logits = self._model.lm_head(hidden if all_positions else hidden[-1:])
-                return logits.float().numpy()  # type: ignore[no-any-return]
+                return logits.float().cpu().numpy()  # type: ignore[no-any-return]
         except (RuntimeError, MemoryError) as error:
             raise _translated(error) from error
 
     def shutdown(self) -> None:
         self._caches.clear()
         del self._model
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _translated(error: Exception) -> Exception:
@@ -155,13 +165,27 @@ def _translated(error: Exception) -> Exception:
 
 
 def load(
-    folder: Path, *, name: str, precision: str, threads: int, progress: Progress
+    folder: Path,
+    *,
+    name: str,
+    precision: str,
+    threads: int,
+    progress: Progress,
+    device: str = "auto",
+    attention: str = "auto",
+    compile: bool = False,
 ) -> TorchBackend:
-    """Load a model folder tensor by tensor; see engine.backends.base.BackendFactory."""
+    """Load a model folder tensor by tensor; see engine.backends.base.BackendFactory.
+
+    `device`, `attention` and `compile` are those of LoadConfig. Raises ConfigError where the
+    device is not there or does not have the precision.
+    """
+    where = choose_device(device, precision)
+    attention = "sdpa" if attention == "auto" else attention
     progress("reading the model folder", 0.05)
     checkpoint = Checkpoint(folder)
     try:
-        model = _read_weights(checkpoint, precision, progress)
+        model = _read_weights(checkpoint, precision, where, attention, progress)
     except (RuntimeError, MemoryError) as error:
         raise _translated(error) from error
     threads = threads or default_threads()
@@ -183,16 +207,46 @@ def load(
         weight_bytes_fp32=4 * config.parameters,
         weights_hash=cached_hash(folder),
         read_bytes=read_bytes(model),
-        detail=f"torch {torch.__version__.split('+')[0]}, sdpa",
+        detail=", ".join([f"torch {torch.__version__.split('+')[0]}", *_place(where), attention]),
     )
     return TorchBackend(model, info)
 
 
-def _read_weights(checkpoint: Checkpoint, precision: str, progress: Progress) -> GPT2LMHeadModel:
+def choose_device(wanted: str, precision: str) -> torch.device:
+    """Where the model is to run: `wanted` is auto, cpu or cuda.
+
+    Raises ConfigError where there is no such device or it does not have the precision.
+    """
+    on_gpu = precision in _CUDA_PRECISIONS and torch.cuda.is_available()
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device cuda: PyTorch finds no NVIDIA GPU that it can use; take device cpu, or "
+            "install the GPU's driver and a PyTorch with CUDA"
+        )
+    if wanted == "cuda" and not on_gpu:
+        raise ConfigError(
+            f"device cuda has no precision {precision}; it has: {', '.join(_CUDA_PRECISIONS)}"
+        )
+    if precision == "fp16" and (wanted == "cpu" or not on_gpu):
+        raise ConfigError("precision fp16 needs an NVIDIA GPU; take bf16 or fp32 on the CPU")
+    return torch.device("cuda" if on_gpu and wanted != "cpu" else "cpu")
+
+
+def _place(device: torch.device) -> list[str]:
+    return [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
+
+
+def _read_weights(
+    checkpoint: Checkpoint,
+    precision: str,
+    device: torch.device,
+    attention: str,
+    progress: Progress,
+) -> GPT2LMHeadModel:
     config = checkpoint.config
     with torch.device("meta"):
         model = GPT2LMHeadModel._from_config(
-            _transformers_config(config), attn_implementation="sdpa"
+            _transformers_config(config), attn_implementation=attention
         )
     model.eval()
     total = config.parameters
@@ -203,7 +257,7 @@ def _read_weights(checkpoint: Checkpoint, precision: str, progress: Progress) ->
             raise checkpoint.not_finite(name)
         module_name, _, parameter = f"transformer.{name}".rpartition(".")
         module = model.get_submodule(module_name)
-        value = tensor.to(_DTYPES[precision])
+        value = tensor.to(device, _DTYPES[precision])
         setattr(module, parameter, nn.Parameter(value, requires_grad=False))
         read += tensor.numel()
         progress("reading weights", 0.1 + 0.85 * read / total)
