@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
 from engine import catalog
-from engine.backends import load_backend
+from engine.backends import load_backend, torch_compile
 from engine.backends.base import Backend, LoadCancelled, Progress
 from engine.backends.torch_backend import choose_device
 from engine.config import GenerationConfig, LoadConfig
@@ -287,3 +288,103 @@ def test_another_backend_refuses_the_options_of_torch(
     (name,) = given
     with pytest.raises(ConfigError, match=f"^{name} is an option of backend torch"):
         load(tiny_model_dir, backend="native", **given)
+
+
+def test_without_a_compiler_the_model_runs_uncompiled(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> str:
+        raise RuntimeError("no working C++ compiler")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
+    backend = load(tiny_model_dir, compile=True)
+    assert backend.info.detail.endswith("not compiled: no C++ compiler is installed")
+    assert_like_uncompiled(backend, tiny_model_dir)
+
+
+def test_int8_says_that_it_is_not_compiled(tiny_model_dir: Path) -> None:
+    assert "not compiled" in load(tiny_model_dir, "int8", compile=True).info.detail
+
+
+def test_a_compiler_that_fails_leaves_the_model_uncompiled(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("the compiler broke\nover two lines")
+
+    swap_compiler(monkeypatch, fail)
+    backend = load(tiny_model_dir, compile=True)
+    assert backend.info.detail.endswith("not compiled: the compiler broke")
+    assert_like_uncompiled(backend, tiny_model_dir)
+
+
+def test_a_compiler_that_takes_too_long_is_given_up(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+
+    def hang(x: torch.Tensor) -> torch.Tensor:
+        released.wait(60)
+        return x
+
+    swap_compiler(monkeypatch, hang)
+    monkeypatch.setattr(torch_compile, "LIMIT_S", 0.2)
+    stages: list[str] = []
+    try:
+        backend = load(
+            tiny_model_dir, compile=True, progress=lambda stage, fraction: stages.append(stage)
+        )
+        assert stages[-1] == "compiling"
+        assert backend.info.detail.endswith("not compiled: it took longer than 0.2 s")
+        assert_like_uncompiled(backend, tiny_model_dir)
+    finally:
+        released.set()
+
+
+def test_compiling_can_be_cancelled(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    swap_compiler(monkeypatch, lambda x: released.wait(60) and x)
+
+    def cancel(stage: str, fraction: float | None) -> None:
+        if stage == "compiling":
+            raise LoadCancelled
+
+    try:
+        with pytest.raises(LoadCancelled):
+            load(tiny_model_dir, compile=True, progress=cancel)
+    finally:
+        released.set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(not torch_compile.has_compiler(), reason="no C++ compiler is installed")
+def test_a_compiled_model_computes_what_the_plain_one_does(tiny_model_dir: Path) -> None:
+    backend = load(tiny_model_dir, compile=True)
+    assert backend.info.detail.endswith("MLPs compiled")
+    before = sum(torch._dynamo.utils.counters["frames"].values())
+    assert_like_uncompiled(backend, tiny_model_dir)
+    assert before and sum(torch._dynamo.utils.counters["frames"].values()) == before
+
+
+def swap_compiler(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    """Let `run` stand for every module that is compiled, and find a compiler."""
+    monkeypatch.setattr(torch_compile, "has_compiler", lambda: True)
+
+    def compile_in_place(module: torch.nn.Module, **options: Any) -> None:
+        module._compiled_call_impl = run
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_in_place)
+
+
+def assert_like_uncompiled(backend: Backend, folder: Path) -> None:
+    plain, ids = load(folder), list(range(1, 41))
+    for sizes in ([40], [1] * 40, [7, 1, 32]):
+        rows = []
+        for model in (plain, backend):
+            slot, at, found = model.open(), 0, []
+            for size in sizes:
+                found += model.extend([slot], [ids[at : at + size]], all_positions=True)
+                at += size
+            rows.append(np.concatenate(found))
+        np.testing.assert_allclose(rows[1], rows[0], atol=1e-4)

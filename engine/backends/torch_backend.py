@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.backends.base import Logits, Progress
 from engine.backends.cached import CachedBackend
+from engine.backends.torch_compile import compile_mlps
 from engine.checkpoint import Checkpoint, ModelConfig
 from engine.errors import BackendError, ConfigError, OutOfMemoryError
 from engine.events import ModelInfo
@@ -115,6 +117,22 @@ class TorchBackend(CachedBackend[Cache]):
         super().__init__(info)
         self._model = model
         self._device: torch.device = model.device
+        self._stance = "default"
+
+    def compile(self, progress: Progress) -> None:
+        """Compile what can be; `info.detail` says what came of it. Takes up to minutes."""
+        if self.info.precision == "int8":
+            outcome = "not compiled: PyTorch's dynamic int8 cannot be"
+        else:
+            outcome = compile_mlps(
+                [block.mlp for block in self._model.transformer.h],
+                lambda tokens: self._run_one(self._new_cache(), [0] * tokens, False),
+                on_cpu=self._device.type == "cpu",
+                threads=self.info.threads,
+                progress=progress,
+            )
+            self._stance = "eager_on_recompile"  # never while a text is written
+        self.info = replace(self.info, detail=f"{self.info.detail}, {outcome}")
 
     def _new_cache(self) -> Cache:
         return Cache(layers=[_CacheLayer(self.info.context) for _ in range(self.info.layers)])
@@ -137,7 +155,7 @@ class TorchBackend(CachedBackend[Cache]):
 
     def _run_one(self, cache: Cache, ids: Sequence[int], all_positions: bool) -> Logits:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.compiler.set_stance(self._stance):
                 at_once = torch.tensor([ids], device=self._device)
                 hidden = self._model.transformer(
                     at_once, past_key_values=cache, use_cache=True
@@ -209,7 +227,10 @@ def load(
         read_bytes=read_bytes(model),
         detail=", ".join([f"torch {torch.__version__.split('+')[0]}", *_place(where), attention]),
     )
-    return TorchBackend(model, info)
+    backend = TorchBackend(model, info)
+    if compile:
+        backend.compile(progress)
+    return backend
 
 
 def choose_device(wanted: str, precision: str) -> torch.device:
