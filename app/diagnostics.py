@@ -20,6 +20,7 @@ import engine
 from app import logs
 from app.settings import parse_settings, settings_path
 from engine import machine, paths
+from engine.backends import available
 
 PACKAGES = (
     *("torch", "transformers", "optimum", "tokenizers", "safetensors", "huggingface_hub"),
@@ -53,6 +54,7 @@ def collect(gl: Mapping[str, str] | None = None) -> dict[str, Any]:
         "cpu": _cpu,
         "memory": _memory,
         "packages": _packages,
+        "backends": _backends,
         "folders": _folders,
         "settings": _settings,
         "set aside": _set_aside,
@@ -147,6 +149,14 @@ def _memory() -> dict[str, Any]:
 
 def _packages() -> dict[str, str]:
     return machine.package_versions(PACKAGES)
+
+
+def _backends() -> dict[str, str]:
+    found = {}
+    for spec in available():
+        lacking = spec.missing
+        found[spec.name] = spec.remedy(lacking) if lacking else spec.abilities
+    return found
 
 
 def _folders() -> dict[str, Any]:

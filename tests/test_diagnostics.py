@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import engine
 from app import diagnostics, logs
 from app.settings import Settings, save_settings, settings_path
 from engine import paths
+from engine.backends import available
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,6 +64,20 @@ def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(diagnostics, "PACKAGES", ("pytest", "no-such-package"))
     packages = diagnostics.collect()["packages"]
     assert packages == {"pytest": pytest.__version__, "no-such-package": "not installed"}
+
+
+def test_each_backend_is_told_with_what_it_can_do_or_what_to_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "jax" else found(name)
+    )
+    told = diagnostics.collect()["backends"]
+    assert list(told) == [spec.name for spec in available()]
+    assert told["native"] == "fp32, bf16, int8, int4; several texts in one pass"
+    assert told["torch"].endswith("; texts one after the other")
+    assert told["jax"] == 'needs the package jax; install it: pip install -e ".[jax]"'
 
 
 def test_nothing_heavy_is_imported() -> None:

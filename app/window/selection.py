@@ -54,6 +54,16 @@ def with_backend(selection: LoadConfig, name: str | None) -> LoadConfig:
     return changed
 
 
+def abilities() -> str:
+    """A line for each backend: what it can do, or what to type to have it."""
+    lines = []
+    for spec in available():
+        lacking = missing(spec.name)
+        words = f" {spec.remedy(lacking)}" if lacking else f": {spec.abilities}"
+        lines.append(title(spec) + words)
+    return "\n".join(lines)
+
+
 def title(spec: BackendSpec) -> str:
     """A backend's name at the beginning of a line."""
     words = spec.title.removeprefix("the ")

@@ -30,6 +30,7 @@ class BackendSpec:
     install: str  # what to type where one is missing
     precisions: tuple[str, ...]  # from the most exact to the smallest
     default_precision: str
+    together: bool  # texts that take a token each go through the model in one pass
     gpu_precisions: tuple[str, ...] = ()  # further ones, on a GPU only
     embedded_precision: str = "fp32"  # the embedded model is so small that exactness is free
 
@@ -43,6 +44,17 @@ class BackendSpec:
         """The first module that is not installed."""
         return next((m for m in self.requires if importlib.util.find_spec(m) is None), None)
 
+    @property
+    def abilities(self) -> str:
+        """What the backend can do, in words."""
+        texts = "several texts in one pass" if self.together else "texts one after the other"
+        gpu = f", on a GPU also {', '.join(self.gpu_precisions)}" if self.gpu_precisions else ""
+        return f"{', '.join(self.precisions)}{gpu}; {texts}"
+
+    def remedy(self, lacking: str) -> str:
+        """What to type where a module is not installed: to go on with the backend's name."""
+        return f"needs the package {lacking}; install it: {self.install}"
+
 
 _SPECS = (
     BackendSpec(
@@ -52,6 +64,7 @@ _SPECS = (
         install="pip install -r requirements.txt",
         precisions=PRECISIONS,
         default_precision="int8",
+        together=True,
     ),
     BackendSpec(
         name="torch",
@@ -60,6 +73,7 @@ _SPECS = (
         install="pip install -r requirements.txt",
         precisions=("fp32", "bf16", "int8"),
         default_precision="fp32",
+        together=False,
         gpu_precisions=("fp16",),
     ),
     BackendSpec(
@@ -69,6 +83,7 @@ _SPECS = (
         install="pip install -r requirements.txt",
         precisions=("fp32", "int8", "int4"),
         default_precision="int8",
+        together=True,
     ),
     BackendSpec(
         name="jax",
@@ -77,6 +92,7 @@ _SPECS = (
         install='pip install -e ".[jax]"',
         precisions=("fp32", "bf16"),
         default_precision="fp32",
+        together=True,
     ),
 )
 
@@ -110,10 +126,8 @@ def resolve(backend: str | None, precision: str | None, model: str) -> tuple[Bac
         spec = next((s for s in _SPECS if s.missing is None), _SPECS[0])
     else:
         spec = find(backend)
-    if spec.missing:
-        raise BackendError(
-            f"backend {spec.name} needs the package {spec.missing}; install it: {spec.install}"
-        )
+    if lacking := spec.missing:
+        raise BackendError(f"backend {spec.name} {spec.remedy(lacking)}")
     if spec.name == "onnx":
         precision = precision or held
     precision = precision or spec.precision_for(model)

@@ -12,6 +12,7 @@ from app.window import widgets
 from app.window.facts import ModelChoice
 from app.window.main_window import first_selection
 from app.window.panels import performance
+from app.window.selection import abilities
 from app.window.snapshot import collect
 from engine import catalog
 from engine.backends import available
@@ -99,6 +100,9 @@ def test_a_backend_that_is_not_installed_is_refused_with_what_to_type(
         "Native engine needs the package numba; install it: pip install -r requirements.txt"
     )
     assert bench.state.selection.backend is None
+    first, second, *_ = abilities().splitlines()
+    assert first == bench.state.banners[0].message
+    assert second.startswith("PyTorch: fp32, bf16, ")
 
 
 def test_the_estimate_is_that_of_the_backend_and_precision_meant(

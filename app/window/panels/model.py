@@ -12,7 +12,7 @@ from app.window.records import Level, Progress
 from app.window.state import ModelStatus
 from app.window.theme import px
 from app.window.ui import Ui, overlay
-from engine.backends import available
+from engine.backends import available, find
 from engine.memory import human_bytes
 
 PRECISION_LABELS = {
@@ -143,7 +143,7 @@ def _backend(ui: Ui) -> None:
         items,
         keys.index(chosen) if chosen in keys else -1,
         details=details,
-        tip=_BACKEND_TIP,
+        tip=f"{_BACKEND_TIP}\n\n{selection.abilities()}",
         empty=f"{chosen}: unknown",
         beside=True,
     )
@@ -152,10 +152,7 @@ def _backend(ui: Ui) -> None:
         return
     name = keys[index]
     if name is not None and (lacking := selection.missing(name)):
-        install = next(spec.install for spec in available() if spec.name == name)
-        state.notify(
-            Level.WARNING, f"{items[index]} needs the package {lacking}; install it: {install}"
-        )
+        state.notify(Level.WARNING, f"{items[index]} {find(name).remedy(lacking)}")
         return
     state.selection = selection.with_backend(state.selection, name)
     ui.session.refresh_memory()
