@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from app.window import intents
 from app.window.records import Level
 from app.window.state import AppState, ModelStatus
@@ -206,3 +208,14 @@ def test_what_a_selection_leaves_open_is_compared_as_it_would_be_loaded() -> Non
     state.apply(Loaded(9, model("verse")))
     state.selection = LoadConfig(model="verse")
     assert state.selection_is_loaded
+
+
+def test_a_backend_s_own_option_that_was_changed_is_not_loaded() -> None:
+    state = ready()
+    plain = LoadConfig(model="tiny", backend="torch")
+    state.request_load(plain)
+    state.bind_load(9)
+    state.apply(Loaded(9, replace(model(), backend="torch")))
+    assert state.selection_is_loaded
+    state.selection = plain.replace(attention="eager")
+    assert not state.selection_is_loaded

@@ -17,7 +17,7 @@ from app.window.intents import (
     LoadModel,
 )
 from app.window.records import Banner, Ceiling, Level, Progress
-from app.window.selection import backend_of, precision_of
+from app.window.selection import backend_of, own_options, precision_of
 from engine.config import LoadConfig
 from engine.events import Downloaded, Event, Failed, Loaded, Loading, ModelInfo
 
@@ -47,6 +47,8 @@ class ModelState:
         self.model: ModelInfo | None = None
         self.ceiling = Ceiling()
         self.load: Progress | None = None
+        self._asked: LoadConfig | None = None  # what the load under way was asked to be
+        self._loaded: LoadConfig | None = None  # what the model in memory was asked to be
         self.load_failed = False
         self.downloads: dict[str, Progress] = {}
         self.banners: list[Banner] = []
@@ -76,7 +78,13 @@ class ModelState:
             and self.selection.model in (self.model.name, self.model.path)
             and backend_of(self.selection).name == self.model.backend
             and precision_of(self.selection) == self.model.precision
+            and self._own_options_are_loaded()
         )
+
+    def _own_options_are_loaded(self) -> bool:
+        loaded = self._loaded or self.selection
+        names = [option.name for option in own_options(self.selection)]
+        return all(getattr(loaded, name) == getattr(self.selection, name) for name in names)
 
     def take_intents(self) -> list[Intent]:
         """What the actions since the last call want done, in order."""
@@ -90,6 +98,7 @@ class ModelState:
         if self.load is not None:
             self._intents.append(CancelLoad())
         self.load = Progress(None, self.selection.model, started=self.clock())
+        self._asked = self.selection
         self._intents.append(LoadModel(self.selection))
 
     def cancel_load(self) -> None:
@@ -141,7 +150,7 @@ class ModelState:
         self.load = None
         if isinstance(event, Loaded):
             self._take_model(event.model)
-            self.load_failed = False
+            self._loaded, self.load_failed = self._asked, False
         elif isinstance(event, Failed):
             self.load_failed = self.model is None
             self._report(event)

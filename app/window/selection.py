@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from engine.backends import BackendSpec, available, find
-from engine.config import LoadConfig
+from engine.config import LoadConfig, Option
 from engine.onnx.folder import exported_precision
 
 
@@ -47,9 +47,17 @@ def precision_of(selection: LoadConfig) -> str:
 
 
 def with_backend(selection: LoadConfig, name: str | None) -> LoadConfig:
-    """The selection with another backend; a precision that this one lacks becomes automatic."""
+    """The selection with another backend; a precision that this one lacks becomes automatic, and
+    options that it does not use get their defaults."""
     changed = selection.replace(backend=name)
-    if changed.precision not in backend_of(changed).precisions:
+    spec = backend_of(changed)
+    unused = {
+        option.name: option.default
+        for option in LoadConfig.options().values()
+        if not option.used_on(spec.name)
+    }
+    changed = changed.replace(**unused)
+    if changed.precision not in precisions_of(changed):
         changed = changed.replace(precision=None)
     return changed
 
@@ -62,6 +70,18 @@ def abilities() -> str:
         words = f" {spec.remedy(lacking)}" if lacking else f": {spec.abilities}"
         lines.append(title(spec) + words)
     return "\n".join(lines)
+
+
+def precisions_of(selection: LoadConfig) -> tuple[str, ...]:
+    """The precisions that can be chosen; those of a GPU only where one is asked for."""
+    spec = backend_of(selection)
+    return spec.precisions + (spec.gpu_precisions if selection.device == "cuda" else ())
+
+
+def own_options(selection: LoadConfig) -> list[Option]:
+    """The options that the backend meant uses and others do not."""
+    name = backend_of(selection).name
+    return [o for o in LoadConfig.options().values() if name in o.backends]
 
 
 def title(spec: BackendSpec) -> str:

@@ -257,3 +257,29 @@ def test_a_model_line_says_whether_it_is_here() -> None:
     assert "on disk" in ModelChoice(entry, True).label
     assert "551 MB download" in ModelChoice(entry, False).label
     assert "124,439,808 parameters, 12 layers" in ModelChoice(entry, False).shape
+
+
+def test_a_backend_s_own_options_are_offered_with_it_and_given_up_with_it(bench: Bench) -> None:
+    bench.load()
+    bench.frame()
+    assert "load.attention" not in bench.ui.rectangles
+    choose(bench, "backend", lambda: bench.state.selection.backend == "torch")
+    bench.settle()
+    bench.click("load.compile")
+    assert bench.state.selection.compile
+    choose(bench, "load.attention", lambda: bench.state.selection.attention == "eager")
+    bench.click("load")
+    assert bench.worker.jobs[-1].asked[1].attention == "eager"
+    choose(bench, "backend", lambda: bench.state.selection.backend is None)
+    assert bench.state.selection == LoadConfig(model="tiny")
+
+
+def test_precisions_of_a_gpu_are_offered_where_one_is_asked_for(
+    bench: Bench, combos: dict[str, tuple[list[str], str]]
+) -> None:
+    bench.state.selection = LoadConfig(model="gpt2", backend="torch")
+    bench.frame()
+    assert "Disabled: fp16" not in combos["Quantisation"][0]
+    bench.state.selection = LoadConfig(model="gpt2", backend="torch", device="cuda")
+    bench.frame()
+    assert "Disabled: fp16" in combos["Quantisation"][0]

@@ -8,6 +8,7 @@ from app.window import fonts, inputs, selection, theme, widgets
 from app.window import format as fmt
 from app.window.clipboard import clean_text
 from app.window.facts import ModelChoice, short_name
+from app.window.option_widget import option_widget
 from app.window.records import Level, Progress
 from app.window.state import ModelStatus
 from app.window.theme import px
@@ -18,6 +19,7 @@ from engine.memory import human_bytes
 PRECISION_LABELS = {
     "fp32": "Disabled: fp32",
     "bf16": "Disabled: bf16",
+    "fp16": "Disabled: fp16",
     "int8": "Enabled: int8 dynamic",
     "int4": "Enabled: int4",
 }
@@ -25,6 +27,7 @@ OPEN_FOLDER = "Open folder..."
 _PRECISION_TIPS = {
     "fp32": "fp32 is the exact reference.",
     "bf16": "bf16 halves the memory.",
+    "fp16": "fp16 does so too, more exactly than bf16.",
     "int8": "int8 stores each weight in one byte and quantises the activations as it runs: a "
     "quarter of the memory, a little less exact.",
     "int4": "int4 stores it in half a byte: the smallest and the fastest, and less exact.",
@@ -45,6 +48,7 @@ class ModelPanel:
             self._model(ui)
             _precision(ui)
             _backend(ui)
+            _own_options(ui)
             _estimate(ui)
             _download(ui, width)
             _load(ui, width)
@@ -114,7 +118,7 @@ def _where(choice: ModelChoice) -> str:
 
 def _precision(ui: Ui) -> None:
     state = ui.state
-    keys = selection.backend_of(state.selection).precisions
+    keys = selection.precisions_of(state.selection)
     current = selection.precision_of(state.selection)
     changed, index = widgets.combo(
         "Quantisation",
@@ -158,6 +162,16 @@ def _backend(ui: Ui) -> None:
     ui.session.refresh_memory()
 
 
+def _own_options(ui: Ui) -> None:
+    """What only the chosen backend can be told."""
+    state = ui.state
+    for option in selection.own_options(state.selection):
+        changed, value = option_widget(option, getattr(state.selection, option.name))
+        ui.mark(f"load.{option.name}")
+        if changed:
+            state.selection = state.selection.replace(**{option.name: value})
+
+
 def _estimate(ui: Ui) -> None:
     """What the selection will occupy against what is free, before it is loaded."""
     state, facts = ui.state, ui.session.facts
@@ -167,7 +181,7 @@ def _estimate(ui: Ui) -> None:
         return
     backend = selection.backend_of(state.selection)
     precision = selection.precision_of(state.selection)
-    if precision not in backend.precisions:
+    if precision not in selection.precisions_of(state.selection):
         return  # loading will say so
     estimate = chosen.estimate(precision, backend.name)
     fits = estimate.needed <= free
