@@ -78,7 +78,7 @@ def test_other_backends_bring_less_along() -> None:
 def test_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match="fp32, bf16, int8, int4"):
         estimate_bytes(GPT2, "fp7", "native")
-    with pytest.raises(ConfigError, match="fp32, bf16, int8, not 'int4'"):
+    with pytest.raises(ConfigError, match="fp32, bf16, int8, fp16, not 'int4'"):
         estimate_bytes(GPT2, "int4", "torch")
 
 
@@ -160,3 +160,7 @@ def test_resident_memory_grows_with_what_is_held() -> None:
 )
 def test_human_bytes(count: int, text: str) -> None:
     assert human_bytes(count) == text
+
+
+def test_both_half_precisions_take_the_same() -> None:
+    assert estimate_bytes(GPT2, "fp16", "torch") == estimate_bytes(GPT2, "bf16", "torch")
