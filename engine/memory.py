@@ -63,8 +63,9 @@ def estimate_bytes(
         raise ConfigError(f"precision must be one of {', '.join(precisions)}, not {precision!r}")
     overhead = _OVERHEAD.get(backend, _OVERHEAD_OTHERS)
     weights, loading = _HELD_BY[backend](shape, precision)
-    # The native engine keeps keys and values in bf16 wherever the weights are not exact.
-    exact_cache = precision == "fp32" or (backend != "native" and precision not in _HALF)
+    # These keep keys and values in two bytes wherever the weights are not exact.
+    rounds = backend in ("native", "openvino")
+    exact_cache = precision == "fp32" or (not rounds and precision not in _HALF)
     return MemoryEstimate(
         weights=weights,
         kv_cache=2 * shape.layers * shape.context * shape.width * (4 if exact_cache else 2),
@@ -137,6 +138,29 @@ def _jax(shape: ModelConfig, precision: str) -> tuple[int, int]:
     return weights, max(weights + 9 * width * shape.inner, 10 * largest)
 
 
+def _openvino(shape: ModelConfig, precision: str) -> tuple[int, int]:
+    """Weights of the OpenVINO backend, and the most that loading a converted model holds.
+
+    Follows engine.openvino.export. The file with the weights is mapped besides, which takes no
+    memory that something else could have; what converting takes is checked when it is done.
+    """
+    if precision in ("fp32", "bf16"):
+        weights = shape.parameters * (4 if precision == "fp32" else 2)
+        return weights, weights
+    width, inner, rows = shape.width, shape.inner, shape.vocab_size + shape.context
+    held = rows * width + rows * (2 if precision == "int8" else 3)  # a scale, and a zero point
+    rest = shape.parameters - rows * width
+    for inputs, outputs in ((width, 3 * width), (width, width), (width, inner), (inner, width)):
+        group = next((g for g in (64, 32) if inputs % g == 0), None)
+        if precision == "int8" or group is None:
+            matrix = outputs * inputs + outputs * (2 if precision == "int8" else 3)
+        else:
+            matrix = outputs * inputs // 2 + 2 * outputs * inputs // group
+        held += shape.layers * matrix
+        rest -= shape.layers * inputs * outputs
+    return held + 4 * rest, held + 4 * rest
+
+
 def _torch_int8(shape: ModelConfig) -> int:
     """Matrices in int8 with a scale and zero point a row; embedding and head apart; rest fp32."""
     width, inner = shape.width, shape.inner
@@ -147,7 +171,7 @@ def _torch_int8(shape: ModelConfig) -> int:
     return matrices + 8 * rows + 2 * table + 12 * shape.vocab_size + 4 * rest
 
 
-_HELD_BY = {"native": _native, "torch": _torch, "onnx": _onnx, "jax": _jax}
+_HELD_BY = {"native": _native, "torch": _torch, "onnx": _onnx, "jax": _jax, "openvino": _openvino}
 
 
 def check_fits(

@@ -18,13 +18,23 @@ TORCH_LIBRARIES = {"torch", "transformers", "optimum"}
 NUMBA_LIBRARIES = {"numba", "llvmlite"}
 ONNX_LIBRARIES = {"onnx", "onnxruntime", "onnxscript"}
 JAX_LIBRARIES = {"jax", "jaxlib"}
-HEAVY_LIBRARIES = TORCH_LIBRARIES | NUMBA_LIBRARIES | ONNX_LIBRARIES | JAX_LIBRARIES
+OPENVINO_LIBRARIES = {"openvino", "nncf"}
+HEAVY_LIBRARIES = set[str]().union(
+    *(TORCH_LIBRARIES, NUMBA_LIBRARIES, ONNX_LIBRARIES, JAX_LIBRARIES, OPENVINO_LIBRARIES)
+)
 # These modules exist to use one of the libraries, and are imported only when it is wanted.
 TORCH_MODULES = re.compile(r"engine\.(backends\.torch_\w+|onnx\.graph|training\.\w+|quality)(\.|$)")
 ONNX_MODULES = re.compile(r"engine\.(backends\.onnx_backend|onnx\.export|onnx\.graph)(\.|$)")
 NUMBA_MODULES = re.compile(r"engine\.(backends\.native_backend|native)(\.|$)")
 JAX_MODULES = re.compile(r"engine\.(backends\.jax_backend|jax_model|jax_runtime)(\.|$)")
-USERS = (TORCH_MODULES, NUMBA_MODULES, ONNX_MODULES, JAX_MODULES)
+OPENVINO_MODULES = re.compile(r"engine\.(backends\.openvino_backend|openvino\.graph)(\.|$)")
+USERS = {
+    "torch": (TORCH_LIBRARIES, TORCH_MODULES),
+    "numba": (NUMBA_LIBRARIES, NUMBA_MODULES),
+    "onnx": (ONNX_LIBRARIES, ONNX_MODULES),
+    "jax": (JAX_LIBRARIES, JAX_MODULES),
+    "openvino": (OPENVINO_LIBRARIES, OPENVINO_MODULES),
+}
 # Earlier layers use later ones, never the reverse.
 LAYERS = ("main", "app", "engine.worker", "engine.decoding", "engine.backends", "engine.native")
 
@@ -109,10 +119,8 @@ def test_layers_import_downwards(lower: int) -> None:
 
 @pytest.mark.parametrize(
     ("libraries", "users"),
-    list(
-        zip((TORCH_LIBRARIES, NUMBA_LIBRARIES, ONNX_LIBRARIES, JAX_LIBRARIES), USERS, strict=True)
-    ),
-    ids=["torch", "numba", "onnx", "jax"],
+    list(USERS.values()),
+    ids=list(USERS),
 )
 def test_heavy_libraries_are_imported_at_module_level_only_by_their_users(
     libraries: set[str], users: re.Pattern[str]
@@ -143,7 +151,7 @@ def test_importing_the_engine_and_the_command_line_loads_nothing_heavy() -> None
     modules = [
         name
         for name in sorted(SOURCES)
-        if not any(users.match(name) for users in USERS)
+        if not any(users.match(name) for _, users in USERS.values())
         and (not inside(name, "app.window") or name == "app.window.state")
     ]
     code = (

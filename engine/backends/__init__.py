@@ -94,6 +94,14 @@ _SPECS = (
         default_precision="fp32",
         together=True,
     ),
+    BackendSpec(
+        name="openvino",
+        title="OpenVINO",
+        requires=("openvino",),  # converting a model needs more; see engine.openvino.artefact
+        install='pip install -e ".[openvino]"',
+        precisions=PRECISIONS,
+        default_precision="int8",
+    ),
 )
 
 

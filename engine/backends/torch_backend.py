@@ -203,7 +203,7 @@ def load(
     progress("reading the model folder", 0.05)
     checkpoint = Checkpoint(folder)
     try:
-        model = _read_weights(checkpoint, precision, where, attention, progress)
+        model = read_model(checkpoint, precision, where, attention, progress)
     except (RuntimeError, MemoryError) as error:
         raise _translated(error) from error
     threads = threads or default_threads()
@@ -257,13 +257,14 @@ def _place(device: torch.device) -> list[str]:
     return [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
 
 
-def _read_weights(
+def read_model(
     checkpoint: Checkpoint,
     precision: str,
     device: torch.device,
     attention: str,
     progress: Progress,
 ) -> GPT2LMHeadModel:
+    """transformers' model with the checkpoint's weights; CheckpointError where one is not finite."""
     config = checkpoint.config
     with torch.device("meta"):
         model = GPT2LMHeadModel._from_config(
