@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ["main.py", "app", "engine", "assets", "pyproject.toml", "requirements.txt"]
-PROGRAM += ["requirements-dev.txt", "requirements-jax.txt", "README.md", "LICENSE"]
+PROGRAM += [f"requirements-{extra}.txt" for extra in ("dev", "jax", "openvino")]
+PROGRAM += ["README.md", "LICENSE"]
 PROGRAM += ["THIRD_PARTY_NOTICES.md"]
 
 

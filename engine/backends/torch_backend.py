@@ -264,7 +264,7 @@ def read_model(
     attention: str,
     progress: Progress,
 ) -> GPT2LMHeadModel:
-    """transformers' model with the checkpoint's weights; CheckpointError where one is not finite."""
+    """The checkpoint as transformers' model; CheckpointError where a weight is not finite."""
     config = checkpoint.config
     with torch.device("meta"):
         model = GPT2LMHeadModel._from_config(
