@@ -101,6 +101,7 @@ _SPECS = (
         install='pip install -e ".[openvino]"',
         precisions=PRECISIONS,
         default_precision="int8",
+        together=True,
     ),
 )
 
