@@ -1,4 +1,4 @@
-"""The JAX backend against transformers and the native engine, and the promises of the protocol."""
+"""What is peculiar to JAX: static shapes, compiled code that is kept, every configuration."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import backends, jax_runtime, paths
+from engine import backends, jax_runtime
 from engine.backends import jax_backend, load_backend
 from engine.backends.base import Backend, LoadCancelled
 from engine.backends.jax_backend import JaxBackend, pieces
 from engine.checkpoint import ACTIVATIONS
-from engine.config import GenerationConfig
-from engine.decoding import generate
-from engine.errors import BackendError, CheckpointError, ConfigError
-from engine.events import Finished
-from engine.tokenizer import Tokenizer
+from engine.errors import BackendError, CheckpointError
 from tests.native_support import ROOT, silent, write_model
 
 ROUNDING = 2e-4  # of logits whose magnitude is about ten
@@ -88,38 +84,6 @@ def test_every_switch_of_the_configuration_is_obeyed(
     np.testing.assert_allclose(once(load(folder), ids), reference(folder, ids), atol=ROUNDING)
 
 
-def test_logits_equal_those_of_transformers_in_the_whole_context(
-    folder: Path, backend: JaxBackend
-) -> None:
-    ids = some_tokens(64)
-    expected = reference(folder, ids)
-    np.testing.assert_allclose(once(backend, ids), expected, atol=ROUNDING)
-    slot = backend.open()
-    single = np.concatenate([backend.extend([slot], [[i]]) for i in ids])
-    np.testing.assert_allclose(single, expected, atol=ROUNDING)
-    assert backend.length(slot) == 64
-
-
-@pytest.mark.parametrize("decoding", ["greedy", "sampling"])
-def test_verse_writes_what_the_native_engine_writes(decoding: str) -> None:
-    """100 tokens, across the growth of the cache at 256."""
-    from tests.native_support import load as load_native
-
-    verse = paths.verse_dir()
-    tokenizer = Tokenizer(verse)
-    prompt = "\n".join(["The sun sets on the sea, and the sea sets on the sand."] * 14)
-    assert 156 < len(tokenizer.encode(prompt)) < 256
-    config = GenerationConfig(max_new_tokens=100, min_new_tokens=100, decoding=decoding, seed=3)
-    texts = []
-    for backend in (load(verse), load_native(verse, "fp32")):
-        *_, end = generate(backend, tokenizer, prompt, config)
-        assert isinstance(end, Finished)
-        texts.append(end.token_ids)
-        backend.shutdown()
-    assert len(texts[0]) == 100
-    assert texts[0] == texts[1]
-
-
 @given(st.integers(0, 2000), st.integers(1, 600), st.integers(1, 2000))
 @settings(derandomize=True)
 def test_pieces_hold_all_tokens_in_few_shapes_and_end_in_the_context(
@@ -144,57 +108,6 @@ def test_a_text_in_two_pieces_gives_the_same_logits(backend: JaxBackend, cut: in
         backend.extend([slot], [part], all_positions=True)[0] for part in (ids[:cut], ids[cut:])
     ]
     np.testing.assert_allclose(np.concatenate(parts), once(backend, ids), atol=ROUNDING)
-
-
-def test_sequences_in_one_call_are_what_they_are_alone(backend: JaxBackend) -> None:
-    texts = [some_tokens(n) for n in (5, 1, 20, 1, 1, 9)]
-    slots = [backend.open() for _ in texts]
-    last = backend.extend(slots, texts)
-    assert last.shape == (6, 300) and last.dtype == np.float32
-    for row, text in zip(last, texts, strict=True):
-        np.testing.assert_allclose(row, once(backend, text)[-1], atol=ROUNDING)
-    more = [[7], [8, 9], [10], [11], [12], [13]]  # slots of different lengths
-    logits = backend.extend(slots, more, all_positions=True)
-    for found, text, new in zip(logits, texts, more, strict=True):
-        np.testing.assert_allclose(found, once(backend, text + new)[len(text) :], atol=ROUNDING)
-    assert [backend.length(slot) for slot in slots] == [6, 3, 21, 2, 2, 10]
-    backend.extend(slots[::-1], [[1]] * 6)
-    np.testing.assert_allclose(
-        backend.extend(slots[:1], [[2]])[0],
-        once(backend, [*texts[0], 7, 1, 2])[-1],
-        atol=ROUNDING,
-    )
-
-
-def test_truncated_and_forked_slots_go_their_own_way(backend: JaxBackend) -> None:
-    slot = backend.open()
-    backend.extend([slot], [[1, 2, 3, 4, 5]])
-    copy = backend.fork(slot)
-    backend.truncate(slot, 2)
-    backend.truncate(slot, 4)  # nothing comes back
-    assert (backend.length(slot), backend.length(copy)) == (2, 5)
-    for _ in range(2):  # the copy is one still when the original has written over its own
-        kept = backend.length(copy)
-        backend.extend([slot], [[9, 8, 7, 6]])
-        np.testing.assert_allclose(
-            backend.extend([copy], [[30]])[0],
-            once(backend, [1, 2, 3, 4, 5, 30])[-1],
-            atol=ROUNDING,
-        )
-        backend.truncate(copy, kept)
-    backend.close(slot)
-    empty = backend.fork(backend.open())
-    np.testing.assert_allclose(backend.extend([empty], [[9]]), once(backend, [9]), atol=ROUNDING)
-
-
-def test_what_cannot_be_run_is_refused(backend: JaxBackend, folder: Path) -> None:
-    slot = backend.open()
-    with pytest.raises(BackendError, match="do not fit"):
-        backend.extend([slot], [[1] * 65])
-    with pytest.raises(BackendError, match="outside the vocabulary"):
-        backend.extend([slot], [[300]])
-    with pytest.raises(ConfigError, match="fp32, bf16"):
-        load(folder, "int8")
 
 
 def test_bf16_is_close_and_half_the_size(folder: Path, backend: JaxBackend) -> None:
