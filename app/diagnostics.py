@@ -25,6 +25,7 @@ from engine.backends import available
 PACKAGES = (
     *("torch", "transformers", "optimum", "tokenizers", "safetensors", "huggingface_hub"),
     *("onnx", "onnxruntime", "onnxscript", "jax", "jaxlib"),
+    *("openvino", "optimum-intel", "nncf"),
     *("numpy", "numba", "llvmlite", "imgui", "glfw", "PyOpenGL", "PyOpenGL-accelerate"),
     *("psutil", "platformdirs", "rich"),
 )

@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # goes up when engine.openvino.export writes something else
 MODEL_FILE, WEIGHTS_FILE = "openvino_model.xml", "openvino_model.bin"
 NEEDED = ("optimum.intel", "nncf", "torch", "transformers")  # modules, to convert
-INSTALL = "pip install -e .[openvino]"
 _MANIFEST = "manifest.json"
 _CHUNK = 8 << 20
 _MB = 1_000_000
@@ -118,13 +117,12 @@ def conversion_bytes(config: ModelConfig) -> int:
 
 
 def _check_can_convert(config: ModelConfig) -> None:
+    from engine.backends import find
     from engine.memory import available_bytes, human_bytes
 
     for module in NEEDED:
         if not _is_installed(module):
-            raise BackendError(
-                f"converting a model to OpenVINO needs the package {module}; install it: {INSTALL}"
-            )
+            raise BackendError(f"converting a model {find('openvino').remedy(module)}")
     needed, free = conversion_bytes(config), available_bytes()
     if needed > free:
         raise OutOfMemoryError(
@@ -145,15 +143,14 @@ def _run_export(folder: Path, target: Path, weights: str, threads: int, progress
     """Run engine.openvino.export in a process of its own; it ends with this call in any case."""
     given = {"folder": str(folder.absolute()), "target": str(target), "weights": weights}
     root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryFile() as printed:
         process = subprocess.Popen(
             [sys.executable, "-m", "engine.openvino.export", json.dumps(given)],
             stdin=subprocess.PIPE,  # its end tells the process that this one is gone
             stdout=subprocess.PIPE,
             stderr=printed,
-            env=environment,
+            cwd=root,  # where this package is found, and nobody else's
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"},
         )
         assert process.stdout is not None and process.stdin is not None
         try:
