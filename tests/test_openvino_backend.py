@@ -1,4 +1,7 @@
-"""The OpenVINO backend against transformers, and the promises of the Backend protocol."""
+"""What is peculiar to OpenVINO: conversion, blocks of 32 tokens, precisions.
+
+What all backends promise is proven of it in test_backends.py.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,9 @@ from engine import paths
 from engine.backends import find, load_backend
 from engine.backends.base import Backend
 from engine.checkpoint import read_config
-from engine.config import GenerationConfig
-from engine.decoding import generate
 from engine.errors import BackendError
-from engine.events import Finished
 from engine.memory import estimate_bytes
-from engine.tokenizer import Tokenizer
-from tests.native_support import ROOT, silent, write_model
+from tests.native_support import ROOT, write_model
 from tests.openvino_support import load
 
 pytestmark = pytest.mark.timeout(600)  # a model that was never converted takes its time
@@ -46,11 +45,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backend(model_dir: Path) -> Backend:
     return load(model_dir)
-
-
-@pytest.fixture(scope="module")
-def verse() -> Backend:
-    return load(paths.verse_dir())
 
 
 def has_bf16() -> bool:
@@ -81,55 +75,6 @@ def test_fp32_logits_equal_transformers(tmp_path: Path, shape: dict[str, Any]) -
     with torch.inference_mode():
         expected = theirs(torch.tensor(ids)[None]).logits[0].numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-3)
-
-
-def test_verse_writes_what_transformers_writes(verse: Backend) -> None:
-    tokenizer, theirs = Tokenizer(paths.verse_dir()), reference(paths.verse_dir())
-    prompt = "The moon is on"
-    ids = tokenizer.encode(prompt)
-    with torch.inference_mode():
-        expected = theirs.generate(
-            torch.tensor([ids]),
-            attention_mask=torch.ones(1, len(ids)),
-            max_new_tokens=100,
-            min_new_tokens=100,
-            do_sample=False,
-            pad_token_id=0,
-        )[0, len(ids) :].tolist()
-    config = GenerationConfig(max_new_tokens=100, min_new_tokens=100, decoding="greedy")
-    *_, end = generate(verse, tokenizer, prompt, config)
-    assert isinstance(end, Finished)
-    assert list(end.token_ids) == expected
-
-
-@pytest.mark.parametrize("other", ["native", "torch"])
-def test_the_same_seed_writes_the_same_text_as_other_backends(verse: Backend, other: str) -> None:
-    tokenizer = Tokenizer(paths.verse_dir())
-    config = GenerationConfig(max_new_tokens=100, decoding="sampling", seed=7)
-    theirs = load_backend(
-        paths.verse_dir(),
-        name="verse",
-        backend=other,
-        precision="fp32",
-        threads=1,
-        progress=silent,
-    )
-    try:
-        *_, expected = generate(theirs, tokenizer, "O wild west wind", config)
-    finally:
-        theirs.shutdown()
-    *_, end = generate(verse, tokenizer, "O wild west wind", config)
-    assert isinstance(end, Finished) and isinstance(expected, Finished)
-    assert end.token_ids == expected.token_ids
-
-
-def test_token_by_token_equals_at_once(backend: Backend) -> None:
-    ids = list(np.random.default_rng(0).integers(0, 290, 80))
-    (at_once,) = backend.extend([backend.open()], [ids], all_positions=True)
-    slot = backend.open()
-    single = np.concatenate([backend.extend([slot], [[i]]) for i in ids])
-    np.testing.assert_allclose(single, at_once, atol=1e-4)
-    assert backend.length(slot) == 80
 
 
 @pytest.mark.parametrize("all_positions", [False, True])
@@ -190,34 +135,6 @@ def test_closed_slots_leave_the_others_alone(backend: Backend) -> None:
         backend.extend([backend.open()], [[4, 5, 6]])[0],
         atol=1e-4,
     )
-
-
-def test_the_context_cannot_be_outgrown(backend: Backend) -> None:
-    slot = backend.open()
-    with pytest.raises(BackendError, match="do not fit"):
-        backend.extend([slot], [[1] * (backend.info.context + 1)])
-    backend.extend([slot], [[1] * backend.info.context])
-    with pytest.raises(BackendError, match="do not fit"):
-        backend.extend([slot], [[1]])
-
-
-@pytest.mark.parametrize(
-    ("precision", "least"), [("bf16", 0.9999), ("int8", 0.999), ("int4", 0.97)]
-)
-def test_reduced_precisions_stay_close(verse: Backend, precision: str, least: float) -> None:
-    if precision == "bf16" and not has_bf16():
-        pytest.skip("this CPU does not compute in bf16")
-    reduced = load(paths.verse_dir(), precision)
-    ids = Tokenizer(paths.verse_dir()).encode("The sun sets on the sea, and the wind is still.")
-    (exact,) = verse.extend([verse.open()], [ids], all_positions=True)
-    (close,) = reduced.extend([reduced.open()], [ids], all_positions=True)
-    slot = reduced.open()
-    stepwise = np.concatenate([reduced.extend([slot], [[i]]) for i in ids])
-    for logits in (close, stepwise):
-        assert logits.dtype == np.float32
-        correlation = np.corrcoef(exact.ravel(), logits.ravel())[0, 1]
-        assert least < correlation < 1.0 - 1e-9  # close, and not the same computation
-    reduced.shutdown()
 
 
 def test_fp32_is_computed_and_kept_in_fp32(backend: Any) -> None:
