@@ -20,7 +20,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 set_up=${1:-}
 case $set_up in
     run) requirement_files=(requirements.txt) ;;
-    dev) requirement_files=(requirements.txt requirements-{dev,jax,openvino}.txt) ;;
+    dev) requirement_files=(requirements.txt requirements-{dev,jax,openvino,ray}.txt) ;;
     *) fail "usage: scripts/setup.sh run|dev" ;;
 esac
 

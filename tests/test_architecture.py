@@ -167,8 +167,12 @@ def test_importing_the_engine_and_the_command_line_loads_nothing_heavy() -> None
 
 
 def test_every_library_in_use_is_a_requirement() -> None:
-    distribution_of = {"OpenGL": "PyOpenGL"}
-    lists = [ROOT / f"requirements{extra}.txt" for extra in ("", "-jax", "-openvino")]
+    distribution_of = {
+        "OpenGL": "PyOpenGL",
+        "prometheus_client": "prometheus-client",
+        "sse_starlette": "sse-starlette",
+    }
+    lists = [ROOT / f"requirements{extra}.txt" for extra in ("", "-jax", "-openvino", "-ray")]
     lines = [line for file in lists for line in file.read_text().splitlines()]
     required = {re.split(r"[\[=]", line)[0].lower() for line in lines if "==" in line}
     used = {top(name) for module in SOURCES for name in imported_modules(module)}
@@ -177,7 +181,7 @@ def test_every_library_in_use_is_a_requirement() -> None:
 
 
 def test_every_requirement_is_pinned_and_written_once() -> None:
-    for extra in ("", "-dev", "-jax", "-openvino"):
+    for extra in ("", "-dev", "-jax", "-openvino", "-ray"):
         file = f"requirements{extra}.txt"
         lines = [line for line in (ROOT / file).read_text().splitlines() if line]
         pins = [line for line in lines if not line.startswith("#")]
@@ -187,9 +191,12 @@ def test_every_requirement_is_pinned_and_written_once() -> None:
     dynamic = project["tool"]["setuptools"]["dynamic"]
     assert dynamic["dependencies"] == {"file": ["requirements.txt"]}
     assert dynamic["optional-dependencies"] == {
-        "dev": {"file": [f"requirements-{extra}.txt" for extra in ("dev", "jax", "openvino")]},
+        "dev": {
+            "file": [f"requirements-{extra}.txt" for extra in ("dev", "jax", "openvino", "ray")]
+        },
         "jax": {"file": ["requirements-jax.txt"]},
         "openvino": {"file": ["requirements-openvino.txt"]},
+        "ray": {"file": ["requirements-ray.txt"]},
     }
     assert "dependencies" not in project["project"]
     assert project["project"]["requires-python"] == "==3.11.*"

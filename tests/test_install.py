@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ["main.py", "app", "engine", "assets", "pyproject.toml", "requirements.txt"]
-PROGRAM += [f"requirements-{extra}.txt" for extra in ("dev", "jax", "openvino")]
+PROGRAM += [f"requirements-{extra}.txt" for extra in ("dev", "jax", "openvino", "ray")]
 PROGRAM += ["README.md", "LICENSE"]
 PROGRAM += ["THIRD_PARTY_NOTICES.md"]
 

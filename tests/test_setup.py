@@ -37,7 +37,7 @@ esac
 """
 
 
-EXTRAS = ("-dev", "-jax", "-openvino")  # what tests need beside what the program needs
+EXTRAS = ("-dev", "-jax", "-openvino", "-ray")  # what tests need beside what the program needs
 
 
 class Sandbox:

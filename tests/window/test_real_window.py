@@ -112,15 +112,20 @@ class App:
         self.type(text)
         self.wait("nothing else in the prompt", lambda f: f["prompt"] == text)
 
+    def point_at(self, name: str) -> None:
+        """Move the pointer to the middle of a widget."""
+        facts = self.wait(f"the widget {name}", lambda f: name in f["widgets"])
+        left, top, right, bottom = facts["widgets"][name]
+        self.xdotool("mousemove", int((left + right) / 2), int((top + bottom) / 2))
+
     def click_at(self, x: float, y: float) -> None:
         self.xdotool("mousemove", int(x), int(y))
         self.xdotool("click", 1)
 
     def click(self, name: str) -> None:
         """Click a widget in its middle."""
-        facts = self.wait(f"the widget {name}", lambda f: name in f["widgets"])
-        left, top, right, bottom = facts["widgets"][name]
-        self.click_at((left + right) / 2, (top + bottom) / 2)
+        self.point_at(name)
+        self.xdotool("click", 1)
 
     def log(self) -> str:
         return Path(self._log.name).read_text(encoding="utf-8", errors="replace")[-2000:]
@@ -323,6 +328,22 @@ def test_a_duel_streams_side_by_side_and_one_text_is_taken_over(app: App) -> Non
     assert facts["banners"] == []
 
 
+def hover_over_a_token(app: App) -> None:
+    """Until what it was chosen from is shown: while the text still scrolls, tokens move away."""
+    for _ in range(8):
+        wide = [
+            place
+            for name, place in app.facts["widgets"].items()
+            if name.startswith("token.") and place[2] - place[0] > 6
+        ]
+        if wide:
+            left, top, right, bottom = wide[0]
+            app.xdotool("mousemove", int((left + right) / 2), int((top + bottom) / 2))
+        if app.happens(lambda f: "inspect" in f["widgets"], 4):
+            return
+    app.wait("the popover", lambda f: "inspect" in f["widgets"])
+
+
 def test_a_coloured_token_is_explained_branched_at_and_the_branch_taken_back(app: App) -> None:
     app.click("tab.Write")
     app.begin("The sun sets on")
@@ -330,20 +351,12 @@ def test_a_coloured_token_is_explained_branched_at_and_the_branch_taken_back(app
     app.write_something_long()
     app.key("Escape")
     first = app.wait("the stop", lambda f: f["generation"] == "idle")["output"]
-    tokens = {
-        name: place
-        for name, place in app.wait("tokens", lambda f: "token" in str(f["widgets"].keys()))[
-            "widgets"
-        ].items()
-        if name.startswith("token.") and place[2] - place[0] > 6
-    }
-    left, top, right, bottom = next(iter(tokens.values()))
-    app.xdotool("mousemove", int((left + right) / 2), int((top + bottom) / 2))
-    app.wait("the popover", lambda f: "inspect" in f["widgets"])
+    hover_over_a_token(app)
     app.xdotool("click", 1)
     app.wait("it pinned", lambda f: "inspect.continue" in f["widgets"])
     app.click("inspect.1")
     app.wait("a branch", lambda f: f["output_length"] and f["output"] != first)
+    app.point_at("prompt")  # so that no token is under the pointer
     app.key("Escape")
     app.wait("the stop", lambda f: f["generation"] == "idle" and "inspect" not in f["widgets"])
     app.key("ctrl+z")

@@ -78,10 +78,12 @@ class OutputPanel:
         if state.coloring != "off":
             hovered = text.token_at(result.hovered)
             self._inspector.draw(ui, hovered, text.token_at(result.clicked), text.rectangle)
-            first = text.first_in_view()
-            for index in range(first, first + MARKED_TOKENS):
-                if (place := text.rectangle(index)) is not None:
+            index, marked, top = text.first_in_view(), 0, ui.rectangles["output"][1]
+            while marked < MARKED_TOKENS and (place := text.rectangle(index)) is not None:
+                if place[1] >= top:  # the line before may be cut by the edge
                     ui.rectangles[f"token.{index}"] = place
+                    marked += 1
+                index += 1
         elif text.is_dimmed(result.hovered):
             tooltips.delayed_tooltip("unseen", UNSEEN)
 
