@@ -39,6 +39,10 @@ class CorpusError(EngineError):
     """A text file to train on or to measure with is missing, empty or not text."""
 
 
+class TrainingError(EngineError):
+    """A training run cannot begin, go on or be read."""
+
+
 class MeasurementError(EngineError):
     """A benchmark's result cannot be right."""
 

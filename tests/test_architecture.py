@@ -23,7 +23,9 @@ HEAVY_LIBRARIES = set[str]().union(
     *(TORCH_LIBRARIES, NUMBA_LIBRARIES, ONNX_LIBRARIES, JAX_LIBRARIES, OPENVINO_LIBRARIES)
 )
 # These modules exist to use one of the libraries, and are imported only when it is wanted.
-TORCH_MODULES = re.compile(r"engine\.(backends\.torch_\w+|onnx\.graph|training\.\w+|quality)(\.|$)")
+TORCH_MODULES = re.compile(
+    r"engine\.(backends\.torch_\w+|onnx\.graph|training\.(?!(config|launch|run_log)$)\w+|quality)(\.|$)"
+)
 ONNX_MODULES = re.compile(r"engine\.(backends\.onnx_backend|onnx\.export|onnx\.graph)(\.|$)")
 NUMBA_MODULES = re.compile(r"engine\.(backends\.native_backend|native)(\.|$)")
 JAX_MODULES = re.compile(r"engine\.(backends\.jax_backend|jax_model|jax_runtime)(\.|$)")
