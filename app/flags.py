@@ -6,6 +6,7 @@ Flags are accepted with dashes or underscores. Knows no commands.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 from engine.config import Option, Options
 from engine.errors import ConfigError
 
-_GROUPS = {"LoadConfig": "model", "GenerationConfig": "writing"}
+_GROUPS = {"LoadConfig": "model", "GenerationConfig": "writing", "FinetuneConfig": "fine-tuning"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,6 +90,8 @@ def _parser_of(option: Option) -> Callable[[str], Any]:
 
 
 def _arity(option: Option) -> dict[str, Any]:
+    if option.paths:
+        return {"action": _ExtendByAll, "nargs": "+"}
     if option.kind is tuple:
         return {"action": "extend"}  # each use parses to a tuple of one text
     if option.kind is bool or {"true", "false"} <= set(option.choices):
@@ -96,16 +99,30 @@ def _arity(option: Option) -> dict[str, Any]:
     return {}
 
 
+class _ExtendByAll(argparse.Action):
+    """`--f a b --f c` as (a, b, c); each has been parsed to a tuple of one."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest, ())
+        setattr(namespace, self.dest, tuple(itertools.chain(before, *values)))
+
+
 def _metavar(option: Option) -> str:
     if option.choices:
         return "|".join(option.choices)
+    if option.paths:
+        return "PATH"
     return "TEXT" if option.kind in (str, tuple) else option.kind.__name__.upper()
 
 
 def _help(option: Option) -> str:
     default = {None: "auto", (): "none"}.get(option.default, option.default)
     facts = [option.range_text]
-    if option.kind is tuple:
+    if option.paths:
+        facts = ["one or more paths"]
+    elif option.kind is tuple:
         facts.append("one each time the flag is given; \\n is a line's end, \\t a tab")
     if option.typical:
         facts.append(f"typical: {option.typical}")

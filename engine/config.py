@@ -1,7 +1,8 @@
 """Every option, declared once: type, range, default, help.
 
 The window, the command line and the HTTP server draw their options from these declarations, so a
-new option appears everywhere by being added here. Imports nothing heavy.
+new option appears everywhere by being added here (those of fine-tuning in training/config.py).
+Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, Self
 
 from engine.errors import ConfigError
 from engine.options import Option, Options, option
+from engine.paths import EMBEDDED
+from engine.training.config import FinetuneConfig
 
 __all__ = [
     "CONTEXT_POLICIES",
@@ -20,6 +23,7 @@ __all__ = [
     "MAX_SEED",
     "MAX_SEQUENCES",
     "PRECISIONS",
+    "FinetuneConfig",
     "GenerationConfig",
     "LoadConfig",
     "Option",
@@ -29,7 +33,6 @@ __all__ = [
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")  # from the most exact to the smallest
 _GPU_PRECISION = "fp16"
-EMBEDDED = "verse"  # the model that comes with the program
 DECODING_METHODS = ("greedy", "beam", "sampling", "top_k", "top_p")
 CONTEXT_POLICIES = ("stop", "reset", "slide")
 MAX_SEED = 2**63 - 1

@@ -46,6 +46,7 @@ class Option:
     policies: tuple[str, ...] = ()  # context policies that use it; () means all
     backends: tuple[str, ...] = ()  # backends that use it; () means all
     aliases: tuple[str, ...] = ()  # other names on the command line, spelt as `name`
+    paths: bool = False  # a list of files and folders, taken as they are typed
 
     @property
     def range_text(self) -> str:
@@ -57,7 +58,7 @@ class Option:
         if self.kind is str:
             return "text"
         if self.kind is tuple:
-            return "a list of texts"
+            return "a list of files or folders" if self.paths else "a list of texts"
         number = "a whole number" if self.kind is int else "a number"
 
         def shown(bound: float) -> str:
@@ -131,7 +132,8 @@ class Option:
     def parse(self, text: str) -> Any:
         """A value typed by a person, checked; ConfigError as `check`.
 
-        Of a list, one text, in which \\n, \\t and \\\\ stand for line end, tab and backslash.
+        Of a list, one text, in which \\n, \\t and \\\\ stand for line end, tab and backslash; of
+        paths, one path as it is.
         """
         if self.optional and text.strip().lower() in {"", "auto", "none"}:
             return None
@@ -144,6 +146,8 @@ class Option:
         if self.kind is tuple:
             if not text:
                 raise ConfigError(f"{self.name} cannot hold an empty text")
+            if self.paths:
+                return self.check((text,))
             return self.check((_ESCAPE.sub(lambda found: _ESCAPED[found[1]], text),))
         if self.choices:  # top-p and Top_P are top_p
             folded = text.strip().lower().replace("-", "_")
@@ -178,6 +182,7 @@ def option(
     policies: tuple[str, ...] = (),
     backends: tuple[str, ...] = (),
     aliases: tuple[str, ...] = (),
+    paths: bool = False,
 ) -> Any:
     """A dataclass field that carries its declaration; the name and type come from the field."""
     return dataclasses.field(
@@ -196,6 +201,7 @@ def option(
                 "policies": policies,
                 "backends": backends,
                 "aliases": aliases,
+                "paths": paths,
             }
         },
     )

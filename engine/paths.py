@@ -15,6 +15,7 @@ import platformdirs
 from engine.errors import StorageError
 
 APP_NAME = "gpt2-workbench"
+EMBEDDED = "verse"  # the model that comes with the program
 HOME_VARIABLE = "GPT2_WORKBENCH_HOME"
 
 
@@ -45,7 +46,7 @@ def assets_dir() -> Path:
 
 def verse_dir() -> Path:
     """The folder of the embedded model."""
-    return assets_dir() / "models" / "verse"
+    return assets_dir() / "models" / EMBEDDED
 
 
 def _user_folder(name: str, default: Path) -> Path:
