@@ -24,6 +24,8 @@ class Job:
         self._cancelled = threading.Event()
         self._done = threading.Event()
         self._terminal: Event | None = None
+        self._listener: Callable[[], None] | None = None
+        self._only_end = False
         self.interrupt: Callable[[], None] | None = None  # the worker's, while it runs many steps
 
     def cancel(self) -> None:
@@ -42,17 +44,31 @@ class Job:
         """Whether the last event is out."""
         return self._done.is_set()
 
+    def listen(self, listener: Callable[[], None] | None, *, at_end: bool = False) -> None:
+        """Have `listener` called, on the thread that publishes, when events wait where none did.
+
+        With `at_end` only when the last one is there. It must be quick and may not raise. Look at
+        what waits after this call, because nothing is said of events that came before it. None
+        ends it. One reader at a time.
+        """
+        with self._arrived:
+            self._listener, self._only_end = listener, at_end
+
     def put(self, event: Event) -> None:
         """For the worker: publish an event."""
+        terminal = isinstance(event, TERMINAL)
         with self._arrived:
+            listener = self._listener if terminal or not (self._events or self._only_end) else None
             # Each holds whole texts: of those that nobody has read the last one is enough.
             if isinstance(event, Beams) and self._events and isinstance(self._events[-1], Beams):
                 self._events.pop()
             self._events.append(event)
+            if terminal:
+                self._terminal = event
+                self._done.set()
             self._arrived.notify()
-        if isinstance(event, TERMINAL):
-            self._terminal = event
-            self._done.set()
+        if listener is not None:
+            listener()
 
     def drain(self) -> list[Event]:
         """All events since the last call, without waiting."""
