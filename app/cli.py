@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.flags import Parser, add_options, chosen, natural_number
+from app.server.settings import ServerSettings
 from engine import __version__
 from engine.config import GenerationConfig, LoadConfig
 from engine.errors import EngineError
@@ -121,6 +122,10 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--to", type=Path, required=True, help="the folder to write; a new one")
     add_options(export, LoadConfig, only=("model", "backend", "precision"))
 
+    serve = add("serve", "offer a model to other programs over HTTP")
+    add_options(serve, LoadConfig)
+    add_options(serve, ServerSettings)
+
     diagnostics = add("diagnostics", "show versions, hardware, folders and the last errors")
     diagnostics.add_argument("--json", action="store_true", help="as JSON")
     return parser
@@ -194,6 +199,13 @@ def _dispatch(args: argparse.Namespace) -> int:
         from app.bench_command import bench_command
 
         return bench_command(args, LoadConfig.from_mapping(chosen(args, LoadConfig)))
+    if args.command == "serve":
+        from app.serve_command import serve_command, settings_from
+
+        return serve_command(
+            LoadConfig.from_mapping(chosen(args, LoadConfig)),
+            settings_from(chosen(args, ServerSettings)),
+        )
     if args.command == "export":
         from app.export_command import export_command
 

@@ -44,22 +44,27 @@ def running_worker(record: bool = True) -> Iterator[Worker]:
 
 def load_model(worker: Worker, config: LoadConfig) -> ModelInfo:
     """Load and wait, with progress on a terminal's standard error."""
-    show = sys.stderr.isatty()
     job = worker.load(config)
     with cancel_on_interrupt(job):
-        for event in job:
-            if isinstance(event, Loading) and show:
-                percent = "" if event.fraction is None else f" {event.fraction:4.0%}"
-                print(f"\r\x1b[K{event.model}: {event.stage}{percent}", end="", file=sys.stderr)
-                sys.stderr.flush()
-    if show:
-        print("\r\x1b[K", end="", file=sys.stderr)
+        show_loading(job)
     end = job.result()
     if isinstance(end, Loaded):
         return end.model
     if isinstance(end, Failed):
         raise CommandFailed(end.message)
     raise KeyboardInterrupt
+
+
+def show_loading(job: Job) -> None:
+    """Wait for a load, with progress on a terminal's standard error."""
+    show = sys.stderr.isatty()
+    for event in job:
+        if isinstance(event, Loading) and show:
+            percent = "" if event.fraction is None else f" {event.fraction:4.0%}"
+            print(f"\r\x1b[K{event.model}: {event.stage}{percent}", end="", file=sys.stderr)
+            sys.stderr.flush()
+    if show:
+        print("\r\x1b[K", end="", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -53,3 +53,11 @@ class HistoryError(EngineError):
 
 class StorageError(EngineError):
     """A user folder or file cannot be read or written."""
+
+
+class NoTokenLeftError(BackendError):
+    """The options leave no token to choose from."""
+
+
+class ServerError(EngineError):
+    """The HTTP server cannot listen."""

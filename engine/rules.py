@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import GenerationConfig
-from engine.errors import BackendError
+from engine.errors import NoTokenLeftError
 from engine.word_rules import Encode, Sequence, banned_sequences, biased_sequences
 
 _SORTED_AT_ONCE = 1024  # so few tokens cost nothing to sort
@@ -241,7 +241,7 @@ def run_rules(
 ) -> list[Candidates]:
     """The candidates before the first rule and after each one.
 
-    Raises BackendError, which names the rules, where they leave none. (transformers takes token
+    Raises NoTokenLeftError, which names the rules, where they leave none. (transformers takes token
     0 there with greedy, and fails in the draw otherwise.)
     """
     stages = [candidates]
@@ -251,7 +251,7 @@ def run_rules(
         if len(stages[-1].ids) < len(stages[-2].ids):
             removing.append(rule.name)
         if len(stages[-1].ids) == 0:
-            raise BackendError(
+            raise NoTokenLeftError(
                 f"no token is left to choose from: {' and '.join(removing)} removed all "
                 f"{len(candidates.ids):,}; relax or switch off one of these options"
             )

@@ -1,0 +1,118 @@
+"""`python main.py serve`: the model for other programs, until a signal ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from app.console import CommandFailed, show_loading
+from app.server.settings import ServerSettings
+from engine.config import LoadConfig
+from engine.events import Failed, Loaded
+from engine.job import Job
+from engine.worker import Worker
+
+KEY_VARIABLE = "GPT2_WORKBENCH_API_KEY"
+
+
+def settings_from(given: dict[str, Any]) -> ServerSettings:
+    """The flags, with the environment's key where none is given; ConfigError where refused."""
+    key = os.environ.get(KEY_VARIABLE)
+    settings = ServerSettings.from_mapping({"api_key": key or None} | given)
+    settings.check_together()
+    return settings
+
+
+def serve_command(load: LoadConfig, settings: ServerSettings) -> int:
+    """Run the command; returns the exit status. Raises EngineError where it cannot begin."""
+    from app.server.runner import ServerRunner
+
+    worker = Worker(max_active=settings.max_active)
+    runner = ServerRunner(worker, settings)
+    with _signals() as signals:
+        address = runner.start()
+        print(f"listening on {address}", file=sys.stderr)
+        worker.start()
+        try:
+            job = worker.load(load)
+            signals.first = job.cancel
+            if _loaded(job, address):
+                signals.wait()
+                if signals.count == 1 and runner.load().running:
+                    print(
+                        f"ending: requests under way have {settings.drain:g} s; "
+                        "once more ends at once",
+                        file=sys.stderr,
+                    )
+        finally:
+            _stop(runner, signals)
+            worker.close()
+    return 0
+
+
+class _Signals:
+    """Counts SIGINT and SIGTERM."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: Any = lambda: None
+        self._came = threading.Event()
+
+    def take(self, signum: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count == 1:
+            self.first()
+        self._came.set()
+
+    def wait(self) -> None:
+        while not self._came.wait(0.5):  # a wait without end would keep signals waiting on Windows
+            pass
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Signals]:
+    signals = _Signals()
+
+    def take(signum: int, frame: FrameType | None) -> None:
+        signals.take(signum, frame)
+
+    before = {s: signal.signal(s, take) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _loaded(job: Job, address: str) -> bool:
+    """Wait for the model, with progress on a terminal; False where a signal ended it."""
+    show_loading(job)
+    end = job.result()
+    if isinstance(end, Failed):
+        raise CommandFailed(end.message)
+    if not isinstance(end, Loaded):
+        return False
+    model = end.model
+    print(
+        f"serving {model.name} ({model.backend}, {model.precision}) at {address}; "
+        "try it there in a browser; Ctrl+C ends",
+        file=sys.stderr,
+    )
+    return True
+
+
+def _stop(runner: Any, signals: _Signals) -> None:
+    """Drain; a second signal ends it at once."""
+    runner.stop(timeout=0)
+    while runner.running:
+        if signals.count > 1:
+            runner.stop(drain=False)
+            return
+        if runner.stop(timeout=0.1):
+            return

@@ -1,0 +1,92 @@
+"""`create_app`: the HTTP server of a running worker, as an ASGI application."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.server import info_routes
+from app.server.context import Context
+from app.server.errors import ApiError, ClientGone
+from app.server.generate_route import generate
+from app.server.guards import guarded
+from app.server.metrics import Metrics
+from app.server.schemas import generate_request
+from app.server.settings import ServerSettings
+from engine import __version__
+from engine.worker import Worker
+
+log = logging.getLogger(__name__)
+
+CLIENT_GONE = 499  # nginx's number; nobody sees it but the counters
+
+
+def create_app(worker: Worker, settings: ServerSettings, metrics: Metrics | None = None) -> Any:
+    """The application of a worker that somebody else starts, loads and closes.
+
+    Raises ConfigError for settings that contradict each other.
+    """
+    settings.check_together()
+    context = Context(worker, settings, metrics or Metrics())
+    app = FastAPI(
+        title="GPT-2 Workbench",
+        version=__version__,
+        description="Texts continued by GPT-2. What it writes is unfiltered and made up.",
+        redoc_url=None,
+    )
+    _add_error_handlers(app)
+    _add_routes(app, context)
+    return guarded(app, settings, context.metrics)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    async def api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return error.response()
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        said = {404: f"there is no {request.url.path[:200]} here; see /docs"}
+        message = said.get(error.status_code, str(error.detail))
+        return ApiError(error.status_code, message, headers=error.headers).response()
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.error("unexpected error in %s", request.url.path, exc_info=error)
+        return ApiError(500, "unexpected error; the server's log has the details").response()
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(ClientGone, gone)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def _add_routes(app: FastAPI, context: Context) -> None:
+    generate_model = generate_request(context.settings)
+
+    @app.post("/generate", summary="Continue a prompt, with every option of the program")
+    async def generate_(request: Request) -> Response:
+        return await generate(context, generate_model, request)
+
+    @app.get("/health", summary="Whether a model is ready")
+    async def health() -> Response:
+        return info_routes.health(context)
+
+    @app.get("/v1/models", summary="The loaded model")
+    async def models() -> Response:
+        return info_routes.models(context)
+
+    @app.get("/v1/models/{name:path}", summary="The loaded model by name")
+    async def model(name: str) -> Response:
+        return info_routes.model(context, name)
+
+    @app.get("/metrics", summary="Counters for Prometheus")
+    async def metrics() -> Response:
+        return info_routes.metrics(context)

@@ -1,0 +1,107 @@
+"""uvicorn's HTTP/1.1 protocol with limits on clients that send or read slowly.
+
+uvicorn waits without end for a header that has begun, for the rest of a body that was refused,
+and for a client that does not read. Here each of these has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from uvicorn.protocols.http import h11_impl
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from app.server.settings import ServerSettings
+
+_h11 = h11_impl.h11  # type: ignore[attr-defined]  # the library whose states it goes through
+
+MAX_HEADER_BYTES = 32 * 1024
+# The system buffers megabytes for a client that does not read, unless told otherwise.
+_SEND_BUFFER = 64 * 1024
+
+
+def protocol_class(settings: ServerSettings) -> type[H11Protocol]:
+    """A protocol with these settings' timeouts, for uvicorn's `http` option."""
+
+    class Protocol(LimitedProtocol):
+        header_timeout = settings.header_timeout
+        write_timeout = settings.write_timeout
+
+    return Protocol
+
+
+class LimitedProtocol(H11Protocol):
+    """See the module."""
+
+    header_timeout = 10.0  # seconds, also for what is left of a body once it is answered
+    write_timeout = 30.0
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self._reading: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        super().connection_made(transport)
+        self._watch_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reading = _stop(self._reading)
+        self._writing = _stop(self._writing)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_reading()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_reading()
+        if self.transport.get_write_buffer_size():
+            self._watch_writing()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._writing = _stop(self._writing)
+
+    def _watch_reading(self) -> None:
+        """Set the deadline where something of a header, or the rest of a refused body, is due."""
+        answered = self.cycle is None or self.cycle.response_complete
+        state = self.conn.their_state
+        due = answered and (
+            state is _h11.SEND_BODY
+            or (state is _h11.IDLE and (self.cycle is None or bool(self.conn.trailing_data[0])))
+        )
+        if not due:
+            self._reading = _stop(self._reading)
+        elif self._reading is None:
+            self._reading = self.loop.call_later(self.header_timeout, self._abort)
+
+    def _watch_writing(self) -> None:
+        if self._writing is None:
+            self._writing = self.loop.call_later(self.write_timeout, self._abort_unread)
+
+    def _abort_unread(self) -> None:
+        self._writing = None
+        if self.transport.get_write_buffer_size():
+            self._abort()
+
+    def _abort(self) -> None:
+        self.transport.abort()
+
+
+def _stop(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """What a timer that is no longer wanted is replaced by."""
+    if timer is not None:
+        timer.cancel()
+    return None

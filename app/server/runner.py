@@ -1,0 +1,124 @@
+"""Serves a worker from a thread of its own: `ServerRunner(worker, settings).start()`.
+
+Knows nothing of signals; who starts it says when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import uvicorn
+from sse_starlette.sse import AppStatus
+
+from app.server.application import create_app
+from app.server.listening import address_of, listen
+from app.server.metrics import Load, Metrics
+from app.server.protocol import MAX_HEADER_BYTES, protocol_class
+from app.server.settings import ServerSettings
+from engine.errors import ServerError
+from engine.worker import Worker
+
+log = logging.getLogger(__name__)
+
+_START_S = 10.0
+_GRACE_S = 5.0  # beyond the time to drain, for what is cancelled to end
+
+
+class ServerRunner:
+    """One server. `start` and `stop` come from one thread; it can be started once."""
+
+    def __init__(self, worker: Worker, settings: ServerSettings) -> None:
+        """Raises ConfigError for settings that contradict each other."""
+        self.settings = settings
+        self.metrics = Metrics()
+        self.address: str | None = None  # "http://localhost:8000" while it runs
+        self.error: str | None = None  # one line on why it does not run
+        self._app = create_app(worker, settings, self.metrics)
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        self._up = threading.Event()
+
+    @property
+    def running(self) -> bool:
+        """Whether requests are taken or still answered."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def load(self) -> Load:
+        """How much has been asked and written, for display."""
+        return self.metrics.load()
+
+    def start(self) -> str:
+        """Listen; returns the address. Raises ServerError, one line, where that cannot be."""
+        try:
+            sockets = listen(self.settings.host, self.settings.port)
+        except ServerError as error:
+            self.error = str(error)
+            raise
+        # Streams are to end by themselves while the server drains.
+        AppStatus.disable_automatic_graceful_drain()
+        config = uvicorn.Config(
+            self._app,
+            http=protocol_class(self.settings),
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            timeout_graceful_shutdown=max(1, round(self.settings.drain)),
+        )
+        server = self._server = _Server(config, self._up)
+
+        def serve() -> None:
+            try:
+                asyncio.run(server.serve(sockets=sockets))
+            except Exception as error:
+                log.exception("the server has stopped")
+                self.error = f"the server has stopped: {error}; the log has the details"
+            finally:
+                self.address = None
+                for sock in sockets:
+                    sock.close()
+                self._up.set()
+
+        address = address_of(self.settings.host, sockets)
+        self._thread = threading.Thread(target=serve, name="server", daemon=True)
+        self._thread.start()
+        self._up.wait(_START_S)
+        if not server.started:
+            raise ServerError(self.error or "the server did not start in time; try again")
+        self.address = address
+        return address
+
+    def stop(self, *, drain: bool = True, timeout: float | None = None) -> bool:
+        """Take no more requests; those under way get `settings.drain` seconds, or none.
+
+        Waits until all has ended, at most `timeout` seconds; False where that was too short. A
+        second call with `drain=False` ends what a first one left.
+        """
+        server, thread = self._server, self._thread
+        if server is None or thread is None:
+            return True
+        server.should_exit = True
+        if not drain:
+            server.force_exit = True
+        if timeout is None:
+            timeout = (self.settings.drain if drain else 0.0) + _GRACE_S
+        thread.join(timeout)
+        return not thread.is_alive()
+
+
+class _Server(uvicorn.Server):
+    """Tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config, up: threading.Event) -> None:
+        super().__init__(config)
+        self._up = up
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets)  # type: ignore[arg-type]
+        self._up.set()
