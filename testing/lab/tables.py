@@ -1,0 +1,51 @@
+"""Tables of a record for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from testing.lab.record import Row
+
+Column = tuple[str, float, int]
+"""(figure or fact, factor, decimals) of a column, by its title."""
+
+
+def table(
+    title: str, rows: Sequence[Row], labels: Sequence[str], columns: Mapping[str, Column]
+) -> Table:
+    """A line for each row: its labels, then medians with quartiles, or facts.
+
+    A row that is missing says why in the place of its figures. Columns that no row has are left
+    out.
+    """
+    shown = {
+        name: column
+        for name, column in columns.items()
+        if any(row.median(column[0]) is not None for row in rows)
+    }
+    made = Table(title=title)
+    for label in labels:
+        made.add_column(label, overflow="fold")
+    for name in shown:
+        made.add_column(name, justify="right")
+    made.add_column("remarks", overflow="fold")
+    for row in rows:
+        names = [row.model if label == "model" else str(row.labels[label]) for label in labels]
+        cells = [cell(row, column) for column in shown.values()]
+        made.add_row(*names, *cells, row.missing or str(row.facts.get("remark", "")))
+    return made
+
+
+def cell(row: Row, column: Column) -> str:
+    """`12.3 (12.1-12.8)`: the median and the quartiles; a fact, or a single trial, alone."""
+    figure, factor, decimals = column
+    value = row.median(figure)
+    if value is None:
+        return "-"
+    found = row.summary.get(figure)
+    text = f"{value * factor:,.{decimals}f}"
+    if found is None or found["n"] == 1:
+        return text
+    return f"{text} ({found['q1'] * factor:,.{decimals}f}-{found['q3'] * factor:,.{decimals}f})"
