@@ -306,7 +306,7 @@ class BeamFollower(_BeamText):
         return []
 
     def attach(self, slot: int, cached: int) -> None:
-        raise NotImplementedError("a follower needs no slot")
+        raise TypeError("a follower of a beam search takes no slot")
 
     def prepare(self, backend: Backend) -> None: ...
 

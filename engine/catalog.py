@@ -281,7 +281,7 @@ def disk_use() -> list[DiskUse]:
         )
         for entry in HUB_MODELS
     ]
-    models = local_models.fine_tunes_dir()
+    models = paths.fine_tunes_dir()
     own = hub_cache.folder_bytes(models)
     found += [
         DiskUse("own models", "model", models, own),

@@ -389,8 +389,8 @@ class LoadConfig(Options):
     attention: str = option(
         "auto",
         "Attention",
-        "How PyTorch computes attention: eager step by step, sdpa with its fused kernel, which "
-        "gives the same and is faster. `auto` takes sdpa.",
+        "How PyTorch computes attention: eager step by step, sdpa in one fused kernel, which gives "
+        "the same. `auto` takes sdpa.",
         choices=("auto", "eager", "sdpa"),
         section="PyTorch",
         backends=_TORCH,

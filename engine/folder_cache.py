@@ -32,8 +32,7 @@ def make_folder(target: Path, make: Callable[[Path], None]) -> None:
         for path in temporary.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
+        _replace(temporary, target)
     except OSError as error:
         raise StorageError(
             f"cannot write {target} ({error.strerror or error}); free some space on the disk or "
@@ -41,6 +40,18 @@ def make_folder(target: Path, make: Callable[[Path], None]) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(made: Path, target: Path, attempts: int = 10) -> None:
+    """Put a folder in the place of another, also where a second program does so just now."""
+    for left in reversed(range(attempts)):
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            os.replace(made, target)
+            return
+        except OSError:
+            if not left or not target.exists():
+                raise
 
 
 def touch(folder: Path) -> None:

@@ -19,11 +19,6 @@ _LIST_FILE = "models.json"
 _FILES_OF_A_FOLDER = {".safetensors", ".json", ".txt", ".onnx"}
 
 
-def fine_tunes_dir() -> Path:
-    """Where models trained by this program lie, one folder each."""
-    return paths.data_dir() / "models"
-
-
 def open_folder(path: Path) -> tuple[Path, ModelConfig]:
     """The absolute model folder that a path means, and its shape.
 
@@ -48,7 +43,7 @@ def open_folder(path: Path) -> tuple[Path, ModelConfig]:
 
 def fine_tunes() -> list[tuple[Path, ModelConfig]]:
     """The sound folders among the fine-tunes, by name."""
-    folder = fine_tunes_dir()
+    folder = paths.fine_tunes_dir()
     return _sound(sorted(folder.iterdir())) if folder.is_dir() else []
 
 
@@ -60,7 +55,7 @@ def remembered() -> list[tuple[Path, ModelConfig]]:
 def remember(path: Path) -> Path:
     """Put a model folder first in the list; raises as `open_folder`, and StorageError."""
     folder, _ = open_folder(path)
-    if folder.parent != fine_tunes_dir() and folder != paths.verse_dir():
+    if folder.parent != paths.fine_tunes_dir() and folder != paths.verse_dir():
         _write_list([folder, *(other for other in _read_list() if other != folder)])
     return folder
 

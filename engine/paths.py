@@ -29,6 +29,11 @@ def data_dir() -> Path:
     return _user_folder("data", platformdirs.user_data_path(APP_NAME, appauthor=False))
 
 
+def fine_tunes_dir() -> Path:
+    """Where models trained by this program lie, one folder each."""
+    return data_dir() / "models"
+
+
 def cache_dir() -> Path:
     """What can be computed or fetched again."""
     return _user_folder("cache", platformdirs.user_cache_path(APP_NAME, appauthor=False))

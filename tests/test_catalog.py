@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import catalog, hub_cache, local_models, paths
+from engine import catalog, hub_cache, paths
 from engine.catalog import ModelEntry
 from engine.errors import CheckpointError, ModelNotFoundError, StorageError
 from tests.fake_hub import REVISION, TINY, WEIGHTS, tiny_entry, tiny_files
@@ -168,9 +168,9 @@ def test_names_from_the_network_never_become_paths(tmp_path: Path, verse: Path) 
 
 
 def test_fine_tunes_are_listed_by_name() -> None:
-    folder = write_model(local_models.fine_tunes_dir() / "limericks")
-    write_model(local_models.fine_tunes_dir() / "gpt2")
-    (local_models.fine_tunes_dir() / "unfinished").mkdir()
+    folder = write_model(paths.fine_tunes_dir() / "limericks")
+    write_model(paths.fine_tunes_dir() / "gpt2")
+    (paths.fine_tunes_dir() / "unfinished").mkdir()
     assert names()[6:] == ["gpt2 (own)", "limericks"]
     entry = catalog.find("limericks", allow_paths=False)
     assert (entry.source, entry.folder) == ("local", folder)
@@ -201,7 +201,7 @@ def test_only_sound_folders_are_remembered(tmp_path: Path, verse: Path) -> None:
     with pytest.raises(ModelNotFoundError):
         catalog.remember(tmp_path / "nowhere")
     catalog.remember(verse)
-    catalog.remember(write_model(local_models.fine_tunes_dir() / "limericks"))
+    catalog.remember(write_model(paths.fine_tunes_dir() / "limericks"))
     assert not (paths.config_dir() / "models.json").exists()
 
 
@@ -274,7 +274,7 @@ def test_disk_use_counts_models_and_the_programs_own_files(hub_entry: ModelEntry
     put_into_cache(hub_entry)
     (paths.cache_dir() / "packed").write_bytes(b"x" * 1000)
     (paths.data_dir() / "history.sqlite").write_bytes(b"x" * 200)
-    write_model(local_models.fine_tunes_dir() / "limericks")
+    write_model(paths.fine_tunes_dir() / "limericks")
     size = sum(len(content) for content in FILES.values())
     assert {(use.label, use.kind, use.bytes) for use in catalog.disk_use()} == {
         ("tiny", "model", size),

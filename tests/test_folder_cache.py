@@ -31,6 +31,24 @@ def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_two_programs_that_make_one_folder_at_once_both_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename, others = tmp_path / "made", os.replace, iter(range(3))
+
+    def outrun(source: Path, to: Path) -> None:
+        """As os.replace, but another program is done an instant before, three times."""
+        if next(others, None) is not None:
+            to.mkdir(exist_ok=True)
+            (to / "file").write_text("theirs")
+        rename(source, to)
+
+    monkeypatch.setattr("engine.folder_cache.os.replace", outrun)
+    folder_cache.make_folder(target, lambda f: (f / "file").write_text("ours"))
+    assert (target / "file").read_text() == "ours"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write .*made"):

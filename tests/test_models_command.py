@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from app import models_command
-from engine import catalog, hub_transfer, local_models, paths
+from engine import catalog, hub_transfer, paths
 from engine.catalog import ModelEntry
 from engine.errors import ModelNotFoundError
 from tests.fake_hub import WEIGHTS, FakeHub, tiny_entry, tiny_files
@@ -51,7 +51,7 @@ def test_list_is_readable_at_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(models_command, "available_bytes", lambda: 1_000_000_000)
-    folder = local_models.fine_tunes_dir() / "a-model-with-a-rather-long-name"
+    folder = paths.fine_tunes_dir() / "a-model-with-a-rather-long-name"
     folder.mkdir(parents=True)
     for name, content in FILES.items():
         (folder / name).write_bytes(content)

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from app.cli import run
-from engine import catalog
+from engine import catalog, paths
 from engine.backends import load_backend, onnx_backend, resolve
 from engine.errors import CheckpointError, ConfigError, StorageError
 from engine.onnx.export import export_to
@@ -56,6 +56,13 @@ def test_an_exported_folder_is_a_model(model: Path, exported: Path) -> None:
     np.testing.assert_array_equal(logits(direct), logits(through_cache))
     assert direct.info.weights_hash == through_cache.info.weights_hash
     assert entry.parameters == direct.info.parameters
+
+
+def test_among_the_own_models_its_name_is_enough(model: Path) -> None:
+    export_to(model, paths.fine_tunes_dir() / "mine", "int8", silent)
+    assert catalog.find("mine").folder == paths.fine_tunes_dir() / "mine"
+    spec, precision = resolve(None, None, "mine")
+    assert (spec.name, precision) == ("onnx", "int8")
 
 
 def test_only_its_own_precision_and_backend_open_it(exported: Path) -> None:
@@ -255,6 +262,17 @@ def test_the_command_exports_what_generate_opens(
     assert texts[0]["weights_hash"] == texts[1]["weights_hash"]
     assert run(command) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+def test_its_quality_is_measured_without_fp32_to_compare_with(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = export_to(tiny_model_dir, tmp_path / "exported", "int8", silent)
+    text = tmp_path / "text.txt"
+    text.write_text("The sun sets on the hill. " * 5)
+    assert run(["quality", "--model", str(exported), "--text", str(text)]) == 0
+    said = capsys.readouterr().out
+    assert "perplexity" in said and "unknown: an exported folder" in said
 
 
 def test_the_command_refuses_what_it_cannot_export(

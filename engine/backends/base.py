@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.checkpoint import ModelConfig
 from engine.events import ModelInfo
 
 Logits = NDArray[np.float32]
@@ -96,3 +97,37 @@ class BackendFactory(Protocol):
         **own: Any,
     ) -> Backend:
         """`own`: the options of LoadConfig that name this backend as their user."""
+
+
+def model_info(
+    name: str,
+    folder: Path,
+    config: ModelConfig,
+    *,
+    backend: str,
+    precision: str,
+    threads: int,
+    weight_bytes: int,
+    weights_hash: str,
+    read_bytes: int,
+    detail: str,
+) -> ModelInfo:
+    """What a backend says of the model in `folder` that it holds in `weight_bytes` bytes."""
+    return ModelInfo(
+        name=name,
+        path=str(folder),
+        backend=backend,
+        precision=precision,
+        threads=threads,
+        parameters=config.parameters,
+        layers=config.layers,
+        width=config.width,
+        heads=config.heads,
+        context=config.context,
+        vocab_size=config.vocab_size,
+        weight_bytes=weight_bytes,
+        weight_bytes_fp32=4 * config.parameters,
+        weights_hash=weights_hash,
+        read_bytes=read_bytes,
+        detail=detail,
+    )

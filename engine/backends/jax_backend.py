@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from engine import jax_model
-from engine.backends.base import Logits, Progress
+from engine.backends.base import Logits, Progress, model_info
 from engine.backends.cached import CachedBackend
 from engine.checkpoint import Checkpoint, ModelConfig, head_scale
 from engine.errors import ConfigError
@@ -264,20 +264,14 @@ def load(
         model = Model(config, reader.read(progress))
         _warm_up(model, progress)
     held = sum(array.nbytes for array in reader.arrays.values())
-    info = ModelInfo(
-        name=name,
-        path=str(folder),
+    info = model_info(
+        name,
+        folder,
+        config,
         backend="jax",
         precision=precision,
         threads=threads,
-        parameters=config.parameters,
-        layers=config.layers,
-        width=config.width,
-        heads=config.heads,
-        context=config.context,
-        vocab_size=config.vocab_size,
         weight_bytes=held,
-        weight_bytes_fp32=4 * config.parameters,
         weights_hash=cached_hash(folder),
         read_bytes=held - reader.arrays["wpe.weight"].nbytes,
         detail=f"jax {jax.__version__}, XLA on the CPU",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.backends.base import Logits, Progress
+from engine.backends.base import Logits, Progress, model_info
 from engine.backends.cached import CachedBackend
 from engine.config import PRECISIONS
 from engine.errors import ConfigError
@@ -105,20 +105,14 @@ def load(
             compiling.join(0.1)
         model = Model(packed)
         config = packed.config
-        info = ModelInfo(
-            name=name,
-            path=str(folder),
+        info = model_info(
+            name,
+            folder,
+            config,
             backend="native",
             precision=precision,
             threads=threads,
-            parameters=config.parameters,
-            layers=config.layers,
-            width=config.width,
-            heads=config.heads,
-            context=config.context,
-            vocab_size=config.vocab_size,
             weight_bytes=packed.nbytes,
-            weight_bytes_fp32=4 * config.parameters,
             weights_hash=digest,
             read_bytes=model.streamed_bytes,
             detail=cpu_path().title,

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from engine.backends.base import Logits, Progress
+from engine.backends.base import Logits, Progress, model_info
 from engine.backends.cached import CachedBackend
 from engine.checkpoint import ModelConfig, read_config
 from engine.errors import BackendError, CheckpointError, ConfigError, OutOfMemoryError
@@ -203,20 +203,14 @@ def load(
     threads = threads or default_threads()
     session = _session(exported, threads, progress)
     head_width = _checked(session, exported, config)
-    info = ModelInfo(
-        name=name,
-        path=str(folder),
+    info = model_info(
+        name,
+        folder,
+        config,
         backend="onnx",
         precision=precision,
         threads=threads,
-        parameters=config.parameters,
-        layers=config.layers,
-        width=config.width,
-        heads=config.heads,
-        context=config.context,
-        vocab_size=config.vocab_size,
         weight_bytes=manifest.weight_bytes,
-        weight_bytes_fp32=4 * config.parameters,
         weights_hash=manifest.weights_hash,
         read_bytes=manifest.read_bytes,
         detail=f"onnxruntime {ort.__version__}",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.backends.base import Logits, Progress
+from engine.backends.base import Logits, Progress, model_info
 from engine.backends.cached import CachedBackend
 from engine.checkpoint import ModelConfig
 from engine.events import ModelInfo
@@ -73,20 +73,14 @@ def load(
     model.cache.release(probe)
     held = (converted / artefact.WEIGHTS_FILE).stat().st_size
     held = held // 2 if precision == "bf16" else held
-    info = ModelInfo(
-        name=name,
-        path=str(folder),
+    info = model_info(
+        name,
+        folder,
+        config,
         backend="openvino",
         precision=precision,
         threads=model.threads,
-        parameters=config.parameters,
-        layers=config.layers,
-        width=config.width,
-        heads=config.heads,
-        context=config.context,
-        vocab_size=config.vocab_size,
         weight_bytes=held,
-        weight_bytes_fp32=4 * config.parameters,
         weights_hash=digest,
         read_bytes=held - _position_bytes(config, precision),
         detail=f"OpenVINO {graph.version()}, paged attention",

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.pytorch_utils import Conv1D
 
-from engine.backends.base import Logits, Progress
+from engine.backends.base import Logits, Progress, model_info
 from engine.backends.cached import CachedBackend
 from engine.backends.torch_compile import compile_mlps
 from engine.checkpoint import Checkpoint, ModelConfig
@@ -209,20 +209,14 @@ def load(
     threads = threads or default_threads()
     torch.set_num_threads(threads)  # only now: where loading fails the model before goes on
     config = checkpoint.config
-    info = ModelInfo(
-        name=name,
-        path=str(folder),
+    info = model_info(
+        name,
+        folder,
+        config,
         backend="torch",
         precision=precision,
         threads=threads,
-        parameters=config.parameters,
-        layers=config.layers,
-        width=config.width,
-        heads=config.heads,
-        context=config.context,
-        vocab_size=config.vocab_size,
         weight_bytes=weight_bytes(model),
-        weight_bytes_fp32=4 * config.parameters,
         weights_hash=cached_hash(folder),
         read_bytes=read_bytes(model),
         detail=", ".join([f"torch {torch.__version__.split('+')[0]}", *_place(where), attention]),

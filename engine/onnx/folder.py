@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from engine import paths
 from engine.errors import CheckpointError
 
 MODEL = "model.onnx"
@@ -53,11 +54,16 @@ def is_export(folder: Path) -> bool:
 
 
 def exported_precision(name: str) -> str | None:
-    """The precision of the export that a model's name is the path of; None for all others."""
+    """The precision of the export that a model's name is the path of, or the name of one's own.
+
+    None for all others.
+    """
     try:
-        folder = Path(name).expanduser()
-        folder = folder.parent if folder.is_file() else folder
-        return read_manifest(folder).precision if is_export(folder) else None
+        given = Path(name).expanduser()
+        given = given.parent if given.is_file() else given
+        places = (given, paths.fine_tunes_dir() / name)
+        folder = next((place for place in places if is_export(place)), None)
+        return None if folder is None else read_manifest(folder).precision
     except (OSError, RuntimeError, ValueError, CheckpointError):  # a name that can be no path
         return None
 
