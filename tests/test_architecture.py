@@ -24,7 +24,7 @@ HEAVY_LIBRARIES = set[str]().union(
 )
 # These modules exist to use one of the libraries, and are imported only when it is wanted.
 TORCH_MODULES = re.compile(
-    r"engine\.(backends\.torch_\w+|onnx\.graph|training\.(?!(config|launch|run_log)$)\w+|quality)(\.|$)"
+    r"engine\.(backends\.torch_\w+|onnx\.graph|training\.(?!(checkpoints|config|launch|run_log)$)\w+|quality)(\.|$)"
 )
 ONNX_MODULES = re.compile(r"engine\.(backends\.onnx_backend|onnx\.export|onnx\.graph)(\.|$)")
 NUMBA_MODULES = re.compile(r"engine\.(backends\.native_backend|native)(\.|$)")
