@@ -17,6 +17,7 @@ from typing import Any
 
 from app.flags import Parser, add_options, chosen, natural_number
 from app.server.settings import ServerSettings
+from app.stress.flags import add_stress_flags
 from engine import __version__
 from engine.config import GenerationConfig, LoadConfig
 from engine.errors import EngineError
@@ -126,6 +127,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(serve, LoadConfig)
     add_options(serve, ServerSettings)
 
+    stress = add("stress", "load a server with many clients and check every text it writes")
+    add_stress_flags(stress)
+
     diagnostics = add("diagnostics", "show versions, hardware, folders and the last errors")
     diagnostics.add_argument("--json", action="store_true", help="as JSON")
     return parser
@@ -210,6 +214,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         from app.export_command import export_command
 
         return export_command(LoadConfig.from_mapping(chosen(args, LoadConfig)), args.to)
+    if args.command == "stress":
+        from app.stress_command import plan_of, stress_command
+
+        return stress_command(plan_of(args), args.to, as_json=args.json)
     from app import diagnostics
 
     if args.json:
