@@ -27,6 +27,10 @@ class OutOfMemoryError(EngineError):
     """The model, or the next step, does not fit into memory."""
 
 
+class QueueFullError(EngineError):
+    """As many texts are being written and waiting as may be; trying again later helps."""
+
+
 class PromptError(EngineError):
     """The prompt is empty, too long or not text."""
 

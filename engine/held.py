@@ -26,6 +26,7 @@ class Held:
     backend: Backend
     tokenizer: Tokenizer
     pool: SlotPool
+    invariant: bool = True  # see BackendSpec
 
     def shut_down(self) -> None:
         """Release the model; what fails is logged, for it is given up either way."""
@@ -67,7 +68,7 @@ def read_model(config: LoadConfig, progress: Progress, before: Held | None) -> H
         options=config,
     )
     backend.info = replace(backend.info, load_s=time.perf_counter() - begun)
-    return Held(backend, tokenizer, SlotPool(backend))
+    return Held(backend, tokenizer, SlotPool(backend), spec.invariant)
 
 
 def bandwidth(model: ModelInfo) -> float:

@@ -24,6 +24,11 @@ class SlotPool:
         self._idle: list[tuple[int, list[int]]] = []  # least recently used first
         self._busy: set[int] = set()
 
+    @property
+    def in_use(self) -> int:
+        """Slots handed out now. Any thread."""
+        return len(self._busy)
+
     def acquire(self, tokens: Sequence[int]) -> tuple[int, int]:
         """A slot for a prompt and how many of its tokens the slot's cache already holds.
 

@@ -16,20 +16,30 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from engine.backends.base import Backend, LoadCancelled
 from engine.beam_generation import BeamFollower, BeamGeneration
+from engine.commands import Command, GenerateCommand, Line, LoadCommand, MeasureCommand
 from engine.config import MAX_SEQUENCES, GenerationConfig, LoadConfig
 from engine.decoding import Text, begin, run_on, step
+from engine.download_job import run_download
 from engine.errors import EngineError, ModelNotFoundError
-from engine.events import Bandwidth, Cancelled, Downloaded, Event, Loaded, Loading, ModelInfo
+from engine.events import (
+    TERMINAL,
+    Bandwidth,
+    Cancelled,
+    Event,
+    Loaded,
+    Loading,
+    ModelInfo,
+)
 from engine.fast_path import Decoding
-from engine.generation import PREFILL_CHUNK, Generation, Writing, with_seed
+from engine.generation import PREFILL_CHUNK, Writing, with_seed
 from engine.held import Held, bandwidth, read_model
 from engine.job import Job, failure
+from engine.places import Occupancy, Places
 from engine.request import TextRequest
 from engine.slots import SlotPool
 from engine.step_record import StepRecord
@@ -39,30 +49,11 @@ log = logging.getLogger(__name__)
 Observer = Callable[[Event], None]
 
 
-@dataclass
-class _LoadCommand:
-    job: Job
-    config: LoadConfig
-
-
-@dataclass
-class _GenerateCommand:
-    job: Job
-    request: TextRequest
-    # Of several texts of one request the first that starts reads the prompt for all.
-    group: list[Text] | None = None
-
-
-@dataclass
-class _MeasureCommand:
-    job: Job
-
-
-_Command = _LoadCommand | _GenerateCommand | _MeasureCommand
-
-
 class Worker:
-    """Holds at most one model; runs loads in order and up to `max_active` texts at once."""
+    """Holds at most one model; runs loads in order and up to `max_active` texts at once.
+
+    Up to `max_queue` more texts wait for a place; without a limit, any number.
+    """
 
     def __init__(
         self,
@@ -70,14 +61,21 @@ class Worker:
         observers: Sequence[Observer] = (),
         wake: Callable[[], None] | None = None,
         max_active: int = MAX_SEQUENCES,
+        max_queue: int | None = None,
+        exact: bool = False,
     ) -> None:
-        """`observers` see every event on the worker's thread; `wake` is called after each batch."""
+        """`observers` see every event on the worker's thread; `wake` is called after each batch.
+
+        With `exact` every text is, bit by bit, what it would be alone: where the backend cannot
+        promise that of texts that run together, they run one by one.
+        """
         self._observers = tuple(observers)
         self._wake = wake
-        self._max_active = max_active
+        self._exact = exact
+        self._places = Places(max_active, max_queue)
         self._ids = itertools.count(1)
-        self._inbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        self._pending: deque[_Command] = deque()
+        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._line = Line()
         self._active: list[tuple[Job, Writing]] = []
         self._held: Held | None = None
         self._closing = threading.Event()
@@ -97,6 +95,12 @@ class Worker:
         held = self._held
         return held.backend.info if held else None
 
+    @property
+    def occupancy(self) -> Occupancy:
+        """How many texts are written and wait now, and how many key-value caches that takes."""
+        held = self._held
+        return self._places.occupancy(held.pool.in_use if held else 0)
+
     def count_tokens(self, text: str) -> int | None:
         """Tokens of a text for the loaded model; None without one or where it is not text."""
         held = self._held
@@ -113,7 +117,9 @@ class Worker:
     def load(self, config: LoadConfig) -> Job:
         """Replace the model once running texts are done. Loading ..., then Loaded, Failed or
         Cancelled; in the last two cases the model before stays."""
-        return self._submit(_LoadCommand(self._new_job(), config))
+        job = self._new_job()
+        self._submit(LoadCommand(job, config))
+        return job
 
     def generate(
         self,
@@ -129,7 +135,8 @@ class Worker:
         where it was given up before it began.
 
         `sequence`: which of the texts that one seed gives. `written`: new tokens that are there
-        already, as after a stop or at a branch; see engine.request.TextRequest.
+        already, as after a stop or at a branch; see engine.request.TextRequest. Raises
+        QueueFullError where too many wait already.
         """
         job = self._new_job()
         request = TextRequest(
@@ -142,7 +149,8 @@ class Worker:
             tuple(written),
             tuple(written_records),
         )
-        return self._submit(_GenerateCommand(job, request))
+        self._submit(GenerateCommand(job, request))
+        return job
 
     def generate_many(
         self, prompt: str, config: GenerationConfig, *, parent: int | None = None
@@ -151,18 +159,29 @@ class Worker:
 
         Text number s is what `generate` gives with the same seed and `sequence=s`. Those of beam
         search come of one search, the best first, and cancelling one of them ends it for all.
+        Raises QueueFullError, and none begins, where not all of them find a place.
         """
-        count = config.num_return_sequences
-        if count == 1:
-            return [self.generate(prompt, config, parent=parent)]
+        return self.generate_all([(prompt, config)], parent=parent)[0]
+
+    def generate_all(
+        self, asked: Sequence[tuple[str, GenerationConfig]], *, parent: int | None = None
+    ) -> list[list[Job]]:
+        """`generate_many` for several prompts, each with its own options, at once: all or none."""
         now = time.perf_counter()
-        whole = TextRequest(prompt, with_seed(config), parent=parent, requested_at=now)
-        group: list[Text] = []
-        jobs = [self._new_job() for _ in range(count)]
-        for number, job in enumerate(jobs):
-            request = replace(whole, job_id=job.id, sequence=number)
-            self._submit(_GenerateCommand(job, request, group))
-        return jobs
+        commands: list[list[GenerateCommand]] = []
+        for prompt, config in asked:
+            count = config.num_return_sequences
+            whole = TextRequest(prompt, with_seed(config), parent=parent, requested_at=now)
+            group: list[Text] | None = [] if count > 1 else None
+            jobs = [self._new_job() for _ in range(count)]
+            commands.append(
+                [
+                    GenerateCommand(job, replace(whole, job_id=job.id, sequence=number), group)
+                    for number, job in enumerate(jobs)
+                ]
+            )
+        self._submit(*itertools.chain.from_iterable(commands))
+        return [[command.job for command in many] for many in commands]
 
     def measure_bandwidth(self) -> Job:
         """Measure how fast the memory streams as many bytes as a token of the model reads.
@@ -170,7 +189,9 @@ class Worker:
         Takes about half a second, between texts, never beside one. Bandwidth or Failed;
         Cancelled where there is anything else to do.
         """
-        return self._submit(_MeasureCommand(self._new_job()))
+        job = self._new_job()
+        self._submit(MeasureCommand(job))
+        return job
 
     def download(self, name: str) -> Job:
         """Fetch a hub model on a thread of its own. Loading ..., then Downloaded, Failed or
@@ -182,7 +203,10 @@ class Worker:
                 return job
             self._downloads = [j for j in self._downloads if not j.done] + [job]
         threading.Thread(
-            target=self._download, args=(job, name), name=f"download-{name}", daemon=True
+            target=run_download,
+            args=(job, name, self._publish),
+            name=f"download-{name}",
+            daemon=True,
         ).start()
         return job
 
@@ -192,7 +216,7 @@ class Worker:
             self._closing.set()
         for job in [*self._downloads, *(j for j, _ in self._active)]:
             job.cancel()
-        self._inbox.put(None)
+        self._look()
         if self._thread.is_alive():
             self._thread.join(timeout)
         elif self._thread.ident is None:  # never started, so it will answer nobody
@@ -201,18 +225,28 @@ class Worker:
     def _new_job(self) -> Job:
         return Job(next(self._ids))
 
-    def _submit(self, command: _Command) -> Job:
+    def _submit(self, *commands: Command) -> None:
+        """Enter commands with no other one between them."""
         with self._gate:
             if self._closing.is_set():
-                command.job.put(Cancelled(command.job.id))
+                for command in commands:
+                    command.job.put(Cancelled(command.job.id))
             else:
-                self._inbox.put(command)
-        return command.job
+                self._places.take([c.job for c in commands if isinstance(c, GenerateCommand)])
+                for command in commands:
+                    command.job.interrupt = self._look
+                    self._inbox.put(command)
+
+    def _look(self) -> None:
+        """Have the worker look at what has changed."""
+        self._inbox.put(None)
 
     # Called from the worker's thread (`_publish` also from a download's).
 
     def _publish(self, job: Job, *events: Event) -> None:
         for event in events:
+            if isinstance(event, TERMINAL):  # first, so that who reads it finds the place free
+                self._places.leave(job)
             for observer in self._observers:
                 try:
                     observer(event)
@@ -227,7 +261,7 @@ class Worker:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._take_commands(wait=not self._active and not self._pending)
+            self._take_commands(wait=not self._active and not self._line)
             try:
                 self._admit()
                 if self._active:
@@ -241,9 +275,9 @@ class Worker:
         self._take_commands(wait=False)
         for job, generation in self._active:
             self._publish(job, generation.finish("cancelled"))
-        for command in self._pending:
+        self._active = []
+        for command in self._line.take_all():
             self._publish(command.job, Cancelled(command.job.id))
-        self._active, self._pending = [], deque()
         if self._held:
             held, self._held = self._held, None
             held.shut_down()
@@ -263,44 +297,51 @@ class Worker:
                 held.pool = SlotPool(held.backend)
 
     def _take_commands(self, wait: bool) -> None:
+        """Put what has come into the line, and answer those that were given up there."""
+        if not wait and self._inbox.empty():
+            return
         while True:
             try:
                 command = self._inbox.get(block=wait)
             except queue.Empty:
-                return
+                break
             wait = False
-            if command is not None:
-                self._pending.append(command)
+            if isinstance(command, MeasureCommand) and (self._active or self._line):
+                self._publish(command.job, Cancelled(command.job.id))
+            elif command is not None:
+                self._line.add(command)
+        for command in self._line.take_cancelled():
+            self._publish(command.job, Cancelled(command.job.id))
 
     def _admit(self) -> None:
-        """Start pending commands in order, as far as there is room; a load waits for silence."""
-        waiting: deque[_Command] = deque()
-        while self._pending:
-            command = self._pending.popleft()
-            if command.job.cancelled:
-                self._publish(command.job, Cancelled(command.job.id))
-            elif isinstance(command, _MeasureCommand):
-                if self._active or waiting or self._pending or not self._inbox.empty():
-                    self._publish(command.job, Cancelled(command.job.id))
-                else:
-                    self._measure(command.job)
-            elif waiting:
-                waiting.append(command)
-            elif isinstance(command, _LoadCommand):
-                if self._active:
-                    waiting.append(command)
-                else:
-                    self._load(command)
-            elif len(self._active) < self._max_active and not _must_wait(command):
+        """Deal with the commands whose turn it is."""
+        while command := self._line.take_ready(self._writings, self._limit):
+            if isinstance(command, GenerateCommand):
                 self._start(command)
+            elif isinstance(command, LoadCommand):
+                self._load(command)
+            elif self._active or self._line or not self._inbox.empty():
+                self._publish(command.job, Cancelled(command.job.id))
             else:
-                waiting.append(command)
-        self._pending = waiting
+                self._measure(command.job)
 
-    def _load(self, command: _LoadCommand) -> None:
+    @property
+    def _writings(self) -> list[Writing]:
+        return [writing for _, writing in self._active]
+
+    @property
+    def _limit(self) -> int:
+        """How many texts may be active."""
+        held = self._held
+        if self._exact and held is not None and not held.invariant:
+            return 1
+        return self._places.max_active
+
+    def _load(self, command: LoadCommand) -> None:
         job, config = command.job, command.config
 
         def progress(stage: str, fraction: float | None) -> None:
+            self._take_commands(wait=False)
             if job.cancelled or self._closing.is_set():
                 raise LoadCancelled
             self._publish(job, Loading(job.id, config.model, stage, fraction))
@@ -312,6 +353,8 @@ class Worker:
         except Exception as error:
             self._publish(job, failure(job, error, f"loading {config.model}"))
         else:
+            if self._exact and not held.invariant:  # with a part of it cached a prompt is cut
+                held.pool = SlotPool(held.backend, max_idle=0)
             before, self._held = self._held, held
             if before:
                 before.shut_down()
@@ -328,7 +371,7 @@ class Worker:
         else:
             self._publish(job, Bandwidth(job.id, model, bytes_per_s))
 
-    def _start(self, command: _GenerateCommand) -> None:
+    def _start(self, command: GenerateCommand) -> None:
         job = command.job
         try:
             if self._held is None:
@@ -338,9 +381,10 @@ class Worker:
             self._publish(job, failure(job, error, "starting a text"))
             return
         self._active.append((job, writing))
+        self._places.begin(job)
         self._publish(job, *writing.opening())
 
-    def _begin(self, command: _GenerateCommand, held: Held) -> Writing:
+    def _begin(self, command: GenerateCommand, held: Held) -> Writing:
         """The text that a command asks for, with a slot."""
         if command.group is not None:
             command.request.config.check_together()
@@ -408,20 +452,21 @@ class Worker:
         False, and nothing done, where only single steps go on.
         """
         jobs = [job for job, _ in going]
+        writings = [writing for _, writing in going]
 
         def interrupted() -> bool:
+            self._take_commands(wait=False)
             return (
                 self._closing.is_set()
-                or not self._inbox.empty()
                 or any(job.cancelled for job in jobs)
-                or any(command.job.cancelled for command in self._pending)
+                or self._line.ready(writings, self._limit)
             )
 
         def started(run: Decoding) -> None:
             for job in jobs:
                 job.interrupt = run.stop
 
-        run = run_on(backend, [writing for _, writing in going], interrupted, started)
+        run = run_on(backend, writings, interrupted, started)
         if run is None:
             return False
         job_of = {id(writing): job for job, writing in going}
@@ -430,32 +475,8 @@ class Worker:
                 self._publish(job_of[id(generation)], *events)
         finally:
             for job in jobs:
-                job.interrupt = None
+                job.interrupt = self._look
         return True
-
-    def _download(self, job: Job, name: str) -> None:
-        from engine import catalog
-        from engine.download import download
-
-        def progress(done: int, total: int) -> None:
-            fraction = done / total if total else None
-            self._publish(job, Loading(job.id, name, "downloading", fraction))
-
-        try:
-            download(catalog.find(name), progress, job._cancelled)
-        except Exception as error:
-            if job.cancelled:
-                self._publish(job, Cancelled(job.id))
-            else:
-                self._publish(job, failure(job, error, f"downloading {name}"))
-        else:
-            self._publish(job, Downloaded(job.id, name))
-
-
-def _must_wait(command: _GenerateCommand) -> bool:
-    """Whether another text of the request is still reading the prompt for this one too."""
-    first = command.group[0] if command.group else None
-    return isinstance(first, Generation) and first.reading and not first.done
 
 
 def _due(going: list[tuple[Job, Writing]]) -> list[tuple[Job, Writing]]:

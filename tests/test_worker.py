@@ -109,7 +109,7 @@ def test_a_queued_job_that_is_cancelled_never_runs(worker: Worker, hold: Hold) -
     gate = threading.Semaphore(0)
     backend = ScriptedBackend(gate=gate)
     hold(backend)
-    worker._max_active = 1
+    worker._places.max_active = 1
     first = worker.generate("a", GREEDY)
     second = worker.generate("b", GREEDY)
     second.cancel()
@@ -440,7 +440,7 @@ def test_closing_answers_everybody(tiny_model_dir: Path) -> None:
     worker = Worker()
     backend = ScriptedBackend(gate=gate)
     worker._held = Held(backend, Tokenizer(tiny_model_dir), SlotPool(backend))
-    worker._max_active = 1
+    worker._places.max_active = 1
     worker.start()
     running = worker.generate("a", GREEDY.replace(max_new_tokens=50))
     for event in running:

@@ -98,11 +98,12 @@ def test_a_queued_job_that_is_given_up_is_answered_beside_a_run_of_many_steps(
     while not backend.runs:
         pass
     queued = worker.generate("b", GREEDY)
-    while len(backend.runs) < 2:  # until it has been seen, and waits for its turn
-        pass
+    assert worker.occupancy.queued == 1
     queued.cancel()
+    assert worker.occupancy.queued == 0
     assert isinstance(queued.result(10), Cancelled)
     assert not running.done
+    assert len(backend.runs) == 1  # and the text that runs was not interrupted for it
     go.set()
     assert isinstance(running.result(10), Finished)
 

@@ -31,6 +31,8 @@ class BackendSpec:
     precisions: tuple[str, ...]  # from the most exact to the smallest
     default_precision: str
     together: bool  # texts that take a token each go through the model in one pass
+    # Whether a text is the same bit by bit beside any others and in any pieces.
+    invariant: bool = False
     gpu_precisions: tuple[str, ...] = ()  # further ones, on a GPU only
     embedded_precision: str = "fp32"  # the embedded model is so small that exactness is free
 
@@ -65,6 +67,7 @@ _SPECS = (
         precisions=PRECISIONS,
         default_precision="int8",
         together=True,
+        invariant=True,
     ),
     BackendSpec(
         name="torch",
