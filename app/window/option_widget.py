@@ -70,6 +70,8 @@ def format_value(option: Option, value: Any) -> str:
     if option.kind is int:
         return f"{value:,}" if option.maximum is not None and option.maximum < 1e9 else str(value)
     if option.kind is float:
+        if not option.step and 0 < abs(value) < 0.01:
+            return f"{value:g}"
         digits = 2 if not option.step else max(0, -math.floor(math.log10(option.step) + 1e-9))
         return f"{value:.{max(digits, 2)}f}"
     if option.kind is bool:
@@ -87,10 +89,12 @@ def option_widget(
     auto: float | None = None,
     word: str = "",
     check: Callable[[str], object] = lambda text: None,
+    typed: bool = False,
 ) -> tuple[bool, Any]:
     """Draw `option` at the current item width; (changed, value), the value checked.
 
-    `key` tells two widgets for the same option apart. `auto` is the number that None stands for
+    `key` tells two widgets for the same option apart. A number is a slider where it has a range,
+    and a field to type in where `typed` asks for that. `auto` is the number that None stands for
     now, `word` what the value is like; `check` raises ConfigError for a text that a list may not
     hold.
     """
@@ -103,7 +107,7 @@ def option_widget(
         if option.kind is tuple:
             return text_list(option, value, key, describe(option), check)
         ranged = option.minimum is not None and option.maximum is not None
-        if option.kind in (int, float) and ranged:
+        if option.kind in (int, float) and ranged and not typed:
             if not option.optional:
                 return _slider(option, value, key, word)
             if option.step and (auto is not None or value is not None):

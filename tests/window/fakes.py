@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from engine.config import GenerationConfig, LoadConfig
+from engine.config import FinetuneConfig, GenerationConfig, LoadConfig
 from engine.events import TERMINAL, Event, ModelInfo
 from engine.step_record import StepRecord
 
@@ -82,6 +83,24 @@ class FakeWorker:
 
     def token_bytes(self, token_ids: Sequence[int]) -> list[bytes] | None:
         return [f" t{token_id}".encode() for token_id in token_ids]
+
+
+class FakeLauncher:
+    """Notes what it was asked; `folder` is where every run lies."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[tuple[str, object]] = []
+
+    def start(self, config: FinetuneConfig) -> Path:
+        self.asked.append(("start", config))
+        return self.folder
+
+    def resume(self, folder: Path) -> None:
+        self.asked.append(("resume", folder))
+
+    def pause(self, folder: Path) -> None:
+        self.asked.append(("pause", folder))
 
 
 class FakeRecorder:
