@@ -219,9 +219,7 @@ def compare(
     for together in groups(entrants, shape, room):
         say(f"{name}: {', '.join(e.key for e in together)}")
         with ExitStack() as stack:
-            workers = stack.enter_context(
-                loaded(together, folder, digest, threads, logs, failures)
-            )
+            workers = stack.enter_context(loaded(together, folder, digest, threads, logs, failures))
             sample = None
             try:
                 size = int(together[0].bytes_per_pass(shape))

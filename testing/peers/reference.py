@@ -84,9 +84,7 @@ def suspicious(
         common = statistics.median(measured[k] / v for k, v in expected.items())
         scales = dict.fromkeys(expected, common)
     if work == "decode":
-        scales |= {
-            k: bandwidths_gb_s[k] / BANDWIDTH_GB_S for k in expected if k in bandwidths_gb_s
-        }
+        scales |= {k: bandwidths_gb_s[k] / BANDWIDTH_GB_S for k in expected if k in bandwidths_gb_s}
     return {
         k: expected[k] * scale
         for k, scale in scales.items()
