@@ -15,7 +15,7 @@ from app.window.file_list import read_folder
 from app.window.state import AppState
 from app.window.training_run import Follower, RunView, checkpoints_in
 from app.window.training_state import LIST_S, POLL_S, Training, announce
-from engine import local_models, paths
+from engine import paths
 from engine.errors import EngineError, StorageError, TrainingError
 from engine.training import run_log
 from engine.training.run_log import LogWriter, Run
@@ -211,7 +211,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path / "home"))
-    made = Bench(local_models.fine_tunes_dir() / "mine")
+    made = Bench(paths.fine_tunes_dir() / "mine")
     yield made
     made.background.close()
 

@@ -16,7 +16,7 @@ from app.window.background import Background
 from app.window.records import Level
 from app.window.state import AppState
 from app.window.training_run import Follower, News, RunView
-from engine import local_models
+from engine import paths
 from engine.config import FinetuneConfig
 from engine.errors import ConfigError
 from engine.training import run_log
@@ -184,7 +184,7 @@ class Training:
 
     def _started(self, folder: Path) -> None:
         self.starting = False
-        if folder.parent != local_models.fine_tunes_dir():
+        if folder.parent != paths.fine_tunes_dir():
             self._elsewhere.add(folder)
         self.show(folder)
 
@@ -217,7 +217,7 @@ def announce(state: AppState) -> Callable[[Path, Run], None]:
 
 def read_runs(elsewhere: tuple[Path, ...] = ()) -> Runs:
     """The runs in the program's own folder and in some others, latest first."""
-    found = run_log.list_runs(local_models.fine_tunes_dir())
+    found = run_log.list_runs(paths.fine_tunes_dir())
     for folder in elsewhere:
         run = run_log.read_run(folder)
         if run is not None:
