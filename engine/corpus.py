@@ -5,9 +5,11 @@ Knows nothing of tokens: training, evaluation and fine-tuning all take their tex
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
@@ -15,6 +17,11 @@ from typing import IO, cast
 from engine.errors import CorpusError
 
 _COMPRESSED = {".xz", ".gz"}
+CHUNK_BYTES = 1 << 20
+_SNIFFED_BYTES = 8192
+_TEXT_CONTROLS = frozenset(b"\t\n\r\f\b\x1b")
+_MOST_CONTROLS = 0.02  # share of other control characters that a text may hold
+_BINARY_STARTS = (b"%PDF", b"PK\x03\x04", b"\x89PNG", b"\x1f\x8b", b"\xfd7zXZ", b"{\\rtf")
 
 
 def format_record(record: dict[str, object]) -> str:
@@ -39,22 +46,68 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file, line ends kept; .xz and .gz are unpacked on the way."""
+def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[str]:
+    """The text of a UTF-8 file in pieces of about `size` bytes, as it is but for a byte order mark.
+
+    .xz and .gz are unpacked on the way. Raises CorpusError where there is no such file, it cannot
+    be read, is binary or not UTF-8; the line is named.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    line, data = 1, b""
     try:
         with _open(path) as raw:
-            for number, line in enumerate(raw, 1):
-                try:
-                    yield number, line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise CorpusError(
-                        f"{path} line {number} is not UTF-8 text (byte {error.start}); "
-                        "save the file as UTF-8 and try again"
-                    ) from error
+            data = raw.read(size)
+            _refuse_binary(path, data[:_SNIFFED_BYTES])
+            while data:
+                text = decoder.decode(data)
+                yield _without_nul(path, text, line)
+                line += text.count("\n")
+                data = raw.read(size)
+            decoder.decode(b"", True)
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        line += before.count(b"\n")
+        raise CorpusError(
+            f"{path} line {line} is not UTF-8 text (byte 0x{error.object[error.start]:02x} at "
+            f"{error.start - before.rfind(bytes([10]))} of the line); save the file as UTF-8 and "
+            "try again"
+        ) from error
     except FileNotFoundError as error:
-        raise CorpusError(f"there is no file {path}") from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise CorpusError(f"{path} cannot be read: {error}") from error
+        raise CorpusError(f"there is no file {path}; check the name") from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CorpusError(f"{path} cannot be read: {reason}") from error
+
+
+def _refuse_binary(path: Path, head: bytes) -> None:
+    """CorpusError where the first bytes of a file show that it is no text, or in UTF-16."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CorpusError(f"{path} is in UTF-16; save the file as UTF-8 and try again")
+    control = sum(byte < 32 and byte not in _TEXT_CONTROLS for byte in head)
+    if b"\0" in head or control > len(head) * _MOST_CONTROLS or head.startswith(_BINARY_STARTS):
+        raise CorpusError(
+            f"{path} is a binary file, not text; save its text as UTF-8 and give that"
+        )
+
+
+def _without_nul(path: Path, text: str, line: int) -> str:
+    at = text.find("\0")
+    if at < 0:
+        return text
+    line += text.count("\n", 0, at)
+    raise CorpusError(f"{path} line {line} holds a NUL character, which is no text; remove it")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file, line ends kept; CorpusError as `read_chunks`."""
+    number, rest = 1, ""
+    for chunk in read_chunks(path):
+        *lines, rest = (rest + chunk).split("\n")
+        for line in lines:
+            yield number, line + "\n"
+            number += 1
+    if rest:
+        yield number, rest
 
 
 def is_json_lines(path: Path) -> bool:
@@ -68,23 +121,40 @@ def read_documents(path: Path) -> Iterator[str]:
 
     Raises CorpusError with the line number where the file cannot be read.
     """
-    if not is_json_lines(path):
-        text = "".join(line for _, line in _lines(path))
-        if not text.strip():
-            raise CorpusError(f"{path} holds no text")
-        yield text
+    if is_json_lines(path):
+        yield from read_records(path)
         return
+    text = "".join(read_chunks(path))
+    if not text.strip():
+        raise CorpusError(f"{path} holds no text")
+    yield text
+
+
+def read_records(path: Path) -> Iterator[str]:
+    """The texts of a JSON-lines file's records; CorpusError with the line where one is bad."""
     count = 0
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(f"{path} line {number} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise CorpusError(f"{path} line {number} is not a JSON object")
         count += 1
-        yield format_record(record)
+        try:
+            yield _record_text(line)
+        except CorpusError as error:
+            raise CorpusError(f"{path} line {number}: {error}") from error
     if not count:
         raise CorpusError(f"{path} holds no records")
+
+
+def _record_text(line: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"this is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise CorpusError("this is not a JSON object")
+    text = format_record(record)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise CorpusError("half of a surrogate pair is no character; remove it") from None
+    return text

@@ -7,12 +7,15 @@ holds incomplete characters back instead of showing replacement marks.
 from __future__ import annotations
 
 import codecs
+import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError, PromptError
+
+_HALF_A_PAIR = "the text holds half of a surrogate pair, which is no character; remove it"
 
 
 @cache
@@ -48,9 +51,21 @@ class Tokenizer:
         try:
             return list(self._inner.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError) as error:
-            raise PromptError(
-                "the text holds half of a surrogate pair, which is no character; remove it"
-            ) from error
+            raise PromptError(_HALF_A_PAIR) from error
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode` of each text, on all cores."""
+        try:
+            found = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise PromptError(_HALF_A_PAIR) from error
+        return [encoded.ids for encoded in found]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that decides how a text is encoded."""
+        whole = f"{self.end_of_text}\n{self._inner.to_str()}"
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for; nothing for special ones and ids beyond the vocabulary."""

@@ -61,7 +61,7 @@ class FinetuneConfig(Options):
         0.05,
         "Held-out share",
         "Share of the training text that is held out where no held-out text is given; 0 holds "
-        "nothing out. Which part it is depends on the seed alone.",
+        "nothing out. It is whole examples, drawn by the seed, or the last part of long ones.",
         minimum=0.0,
         maximum=0.5,
         typical="0.05 to 0.1",
