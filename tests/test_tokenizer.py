@@ -22,6 +22,22 @@ def tokenizer(tiny_model_dir: Path) -> Tokenizer:
 
 
 @given(text=st.text())
+def test_many_texts_are_encoded_as_each_alone(tokenizer: Tokenizer, text: str) -> None:
+    texts = [text, "", "b" + text]
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(t) for t in texts]
+
+
+def test_the_fingerprint_tells_tokenizers_apart(tiny_model_dir: Path, tokenizer: Tokenizer) -> None:
+    assert Tokenizer(tiny_model_dir).fingerprint == tokenizer.fingerprint
+    assert Tokenizer(tiny_model_dir, end_of_text=5).fingerprint != tokenizer.fingerprint
+    inner = tokenizers.Tokenizer.from_file(str(tiny_model_dir / "tokenizer.json"))
+    inner.add_tokens(["zebra"])
+    other = Tokenizer(tiny_model_dir)
+    other._inner = inner
+    assert other.fingerprint != tokenizer.fingerprint
+
+
+@given(text=st.text())
 def test_streaming_equals_decoding_at_once(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     decoder = StreamDecoder(tokenizer)

@@ -255,9 +255,7 @@ def test_any_split_gives_both_parts_a_block_or_holds_nothing_out(
 
 
 def test_a_text_too_short_to_hold_out_a_block_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    prepared = prepared_from(
-        tmp_path, tokenizer, "the moon rose over a silent sea and none of us dared"
-    )
+    prepared = prepared_from(tmp_path, tokenizer, "the moon rose over a sea " * 3)
     assert prepared.validation is None and len(prepared.train) == 1
     assert any("no held-out loss" in warning for warning in prepared.report.warnings)
 
