@@ -33,7 +33,7 @@ def serve_command(load: LoadConfig, settings: ServerSettings) -> int:
     """Run the command; returns the exit status. Raises EngineError where it cannot begin."""
     from app.server.runner import ServerRunner
 
-    worker = Worker(max_active=settings.max_active)
+    worker = Worker(max_active=settings.max_active, max_queue=settings.max_queue, exact=True)
     runner = ServerRunner(worker, settings)
     with _signals() as signals:
         address = runner.start()

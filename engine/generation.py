@@ -45,7 +45,11 @@ class Writing(ABC):
         that do not fit the model."""
         begun = request.requested_at
         self._begun = time.perf_counter() if begun is None else begun
-        encoded = tokenizer.encode(clean_prompt(request.prompt))
+        prompt = request.prompt
+        if isinstance(prompt, str):
+            encoded = tokenizer.encode(clean_prompt(prompt))
+        else:
+            encoded, prompt = list(prompt), tokenizer.decode(prompt)
         check_ids(encoded, model.vocab_size)
         if request.written:
             check_ids(request.written, model.vocab_size)
@@ -83,7 +87,7 @@ class Writing(ABC):
         seen = self.window.held(len(self.prompt_ids))
         self.started = Started(
             request.job_id,
-            prompt=request.prompt,
+            prompt=prompt,
             config=config,
             model=model,
             prompt_tokens=seen,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from engine.config import GenerationConfig
 from engine.step_record import StepRecord
 
+Prompt = str | tuple[int, ...]  # text, or the ids of its tokens as they are
+
 
 @dataclass(frozen=True)
 class TextRequest:
@@ -16,7 +18,7 @@ class TextRequest:
     on behind them as if it had been written up to there now. Their records are passed on.
     """
 
-    prompt: str
+    prompt: Prompt
     config: GenerationConfig
     job_id: int = 0
     parent: int | None = None  # history node that the prompt continues

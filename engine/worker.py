@@ -40,7 +40,7 @@ from engine.generation import PREFILL_CHUNK, Writing, with_seed
 from engine.held import Held, bandwidth, read_model
 from engine.job import Job, failure
 from engine.places import Occupancy, Places
-from engine.request import TextRequest
+from engine.request import Prompt, TextRequest
 from engine.slots import SlotPool
 from engine.step_record import StepRecord
 
@@ -123,7 +123,7 @@ class Worker:
 
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         config: GenerationConfig,
         *,
         parent: int | None = None,
@@ -153,7 +153,7 @@ class Worker:
         return job
 
     def generate_many(
-        self, prompt: str, config: GenerationConfig, *, parent: int | None = None
+        self, prompt: Prompt, config: GenerationConfig, *, parent: int | None = None
     ) -> list[Job]:
         """`config.num_return_sequences` texts in one batch, a job for each, as of `generate`.
 
@@ -164,7 +164,7 @@ class Worker:
         return self.generate_all([(prompt, config)], parent=parent)[0]
 
     def generate_all(
-        self, asked: Sequence[tuple[str, GenerationConfig]], *, parent: int | None = None
+        self, asked: Sequence[tuple[Prompt, GenerationConfig]], *, parent: int | None = None
     ) -> list[list[Job]]:
         """`generate_many` for several prompts, each with its own options, at once: all or none."""
         now = time.perf_counter()

@@ -37,7 +37,7 @@ def running(worker: Worker, **settings: Any) -> Iterator[ServerRunner]:
 @contextlib.contextmanager
 def loaded(folder: Path, **load: Any) -> Iterator[Worker]:
     """A worker with a model of that folder."""
-    worker = Worker()
+    worker = Worker(exact=True)
     worker.start()
     try:
         end = worker.load(LoadConfig(model=str(folder), threads=1, **load)).result(WAIT_S)

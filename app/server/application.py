@@ -11,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.server import info_routes
+from app.server.completion_schema import completion_request
+from app.server.completions_route import complete
 from app.server.context import Context
 from app.server.errors import ApiError, ClientGone
 from app.server.generate_route import generate
@@ -32,7 +34,7 @@ def create_app(worker: Worker, settings: ServerSettings, metrics: Metrics | None
     Raises ConfigError for settings that contradict each other.
     """
     settings.check_together()
-    context = Context(worker, settings, metrics or Metrics())
+    context = Context(worker, settings, metrics or Metrics(lambda: worker.occupancy))
     app = FastAPI(
         title="GPT-2 Workbench",
         version=__version__,
@@ -69,11 +71,16 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_routes(app: FastAPI, context: Context) -> None:
+    completion_model = completion_request(context.settings)
     generate_model = generate_request(context.settings)
 
     @app.post("/generate", summary="Continue a prompt, with every option of the program")
     async def generate_(request: Request) -> Response:
         return await generate(context, generate_model, request)
+
+    @app.post("/v1/completions", summary="OpenAI's completions")
+    async def completions(request: Request) -> Response:
+        return await complete(context, completion_model, request)
 
     @app.get("/health", summary="Whether a model is ready")
     async def health() -> Response:

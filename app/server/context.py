@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.server.errors import ApiError
@@ -10,6 +11,7 @@ from app.server.metrics import Metrics
 from app.server.settings import ServerSettings
 from engine.errors import EngineError
 from engine.events import ModelInfo
+from engine.request import Prompt
 from engine.tokenizer import clean_prompt
 from engine.worker import Worker
 
@@ -33,17 +35,48 @@ class Context:
 
     def check_count(self, texts: int) -> None:
         """ApiError 400 for more texts than one request may ask for."""
-        if texts > self.settings.max_texts:
+        most, room = self.settings.max_texts, self.worker.occupancy
+        if room.max_queue is not None:  # more would never find a place
+            most = min(most, room.max_active + room.max_queue)
+        if texts > most:
             raise ApiError(
                 400,
-                f"the request asks for {texts} texts; at most {self.settings.max_texts} are "
-                "written for one request",
+                f"the request asks for {texts} texts; at most {most} are written for one request",
             )
 
-    async def count_prompt(self, text: str, number: int | None = None) -> int:
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token of the loaded model stands for."""
+        found = self.worker.token_bytes([token_id])
+        return found[0] if found else b""
+
+    async def count_prompt(self, prompt: Prompt, number: int | None = None) -> int:
         """Tokens of a prompt; ApiError 400 where it is no text or too long. `number`: which of a
         list it is."""
         where = "" if number is None else f"prompt {number + 1}: "
+        if isinstance(prompt, str):
+            tokens = await self._count_text(prompt, where)
+        else:
+            tokens = len(prompt)
+            self._check_ids(prompt, where)
+        if tokens > self.settings.max_prompt_tokens:
+            raise ApiError(
+                400,
+                f"{where}the prompt has {tokens} tokens; at most "
+                f"{self.settings.max_prompt_tokens} are taken",
+                param="prompt",
+            )
+        return tokens
+
+    def _check_ids(self, token_ids: Sequence[int], where: str) -> None:
+        vocabulary = self.model().vocab_size
+        if max(token_ids) >= vocabulary:
+            raise ApiError(
+                400,
+                f"{where}token {max(token_ids)} is unknown; ids go from 0 to {vocabulary - 1}",
+                param="prompt",
+            )
+
+    async def _count_text(self, text: str, where: str) -> int:
         try:
             clean_prompt(text)
         except EngineError as error:
@@ -54,11 +87,4 @@ class Context:
             tokens = await asyncio.to_thread(self.worker.count_tokens, text)
         if tokens is None:
             raise ApiError(503, "no model is loaded yet; try again soon", code="loading")
-        if tokens > self.settings.max_prompt_tokens:
-            raise ApiError(
-                400,
-                f"{where}the prompt has {tokens} tokens; at most "
-                f"{self.settings.max_prompt_tokens} are taken",
-                param="prompt",
-            )
         return tokens

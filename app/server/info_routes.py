@@ -20,11 +20,18 @@ _STARTED = int(time.time())
 def health(context: Context) -> Response:
     """200 once a model is ready, 503 until then; both tell the state."""
     model = context.worker.model
-    load = context.metrics.load()
+    load, places = context.metrics.load(), context.worker.occupancy
     told: dict[str, Any] = {
         "status": "ready" if model else "loading",
         "model": served_name(model) if model else None,
         "version": __version__,
+        "queue": {
+            "active": places.active,
+            "queued": places.queued,
+            "slots": places.slots,
+            "max_active": places.max_active,
+            "max_queue": places.max_queue,
+        },
         "requests": {"running": load.running, "answered": load.requests},
     }
     return json_response(told, 200 if model else 503, {"Cache-Control": "no-store"})

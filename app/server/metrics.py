@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from app.results import WrittenText
+from engine.places import Occupancy
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -29,7 +31,8 @@ class Load:
 class Metrics:
     """The counters of one server. Any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, occupancy: Callable[[], Occupancy] | None = None) -> None:
+        """`occupancy`: of the worker."""
         self.registry = CollectorRegistry()
         registry = self.registry
         self._requests = Counter(
@@ -61,6 +64,27 @@ class Metrics:
             "workbench_texts", "Complete texts by why they ended.", ["end"], registry=registry
         )
         self._load = [0] * 6
+        if occupancy is not None:
+            self._show(occupancy)
+
+    def _show(self, occupancy: Callable[[], Occupancy]) -> None:
+        for name, about, read in (
+            ("texts_active", "Texts being written.", lambda: occupancy().active),
+            ("texts_queued", "Texts waiting for a place.", lambda: occupancy().queued),
+            ("kv_slots", "Key-value caches in use.", lambda: occupancy().slots),
+            (
+                "texts_active_limit",
+                "Texts written at once at most.",
+                lambda: occupancy().max_active,
+            ),
+            (
+                "texts_queued_limit",
+                "Texts that may wait; infinite without a limit.",
+                lambda: math.inf if (most := occupancy().max_queue) is None else most,
+            ),
+        ):
+            gauge = Gauge(f"workbench_{name}", about, registry=self.registry)
+            gauge.set_function(read)
 
     def began(self) -> None:
         """A request's header is there."""

@@ -32,7 +32,7 @@ class ServerRunner:
     def __init__(self, worker: Worker, settings: ServerSettings) -> None:
         """Raises ConfigError for settings that contradict each other."""
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(lambda: worker.occupancy)
         self.address: str | None = None  # "http://localhost:8000" while it runs
         self.error: str | None = None  # one line on why it does not run
         self._app = create_app(worker, settings, self.metrics)

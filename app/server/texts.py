@@ -14,6 +14,7 @@ from engine.config import GenerationConfig
 from engine.errors import EngineError
 from engine.events import TERMINAL, Event, Finished, Started, Token
 from engine.job import Job
+from engine.request import Prompt
 from engine.worker import Worker
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ STREAM_PAUSE_S = 0.02  # of a fast text so much goes into one message
 class Ask:
     """A prompt to continue; `config.num_return_sequences` says how often."""
 
-    prompt: str
+    prompt: Prompt
     config: GenerationConfig
 
 
@@ -42,14 +43,10 @@ class Piece:
 
 def start(worker: Worker, asks: Sequence[Ask]) -> list[list[Job]]:
     """A list of jobs for each; ApiError, and none runs, where one of them is refused at once."""
-    jobs: list[list[Job]] = []
     try:
-        for ask in asks:
-            jobs.append(worker.generate_many(ask.prompt, ask.config))
+        return worker.generate_all([(ask.prompt, ask.config) for ask in asks])
     except EngineError as error:
-        give_up(jobs)
         raise of_engine_error(error) from error
-    return jobs
 
 
 def give_up(jobs: Sequence[Sequence[Job]]) -> None:
