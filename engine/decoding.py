@@ -55,12 +55,20 @@ def many_steps(
 ) -> Iterator[tuple[Generation, list[Event]]]:
     """Steps on the fast path: what came of whom, as it comes.
 
-    All must be `fast`. Ends when all are done, one has to read, or `interrupted`. `started` is
-    given the run, whose `stop` any thread may call. A text whose logits became unusable has then
-    failed; see Writing.fail. Caches may hold more than the texts: `prepare` before the next pass.
+    All must be `fast`. Ends when all are done, one has to read again, or `interrupted`. `started`
+    is given the run, whose `stop` any thread may call. A text whose logits became unusable has
+    then failed; see Writing.fail. Caches may hold more than the texts: `prepare` before the next
+    pass.
     """
     run = backend.start_decoding([g.decode_request() for g in generations])
-    polled = [0] * len(generations)
+    polled, read = [0] * len(generations), [0] * len(generations)
+
+    def progress() -> Iterator[tuple[Generation, list[Event]]]:
+        for i, count in enumerate(run.read()):
+            if count > read[i] and not polled[i]:
+                yield generations[i], generations[i].has_read(count - read[i])
+                read[i] = count
+
     try:
         started(run)
         over = False
@@ -74,7 +82,10 @@ def many_steps(
                     if generation.done:  # by what the backend knows nothing of
                         break
                     yield generation, generation.accept_token(token_id, record)
-            if interrupted() or any(g.done or g.reading for g in generations):
+            yield from progress()
+            if interrupted() or any(
+                g.done or (g.reading and new) for g, new in zip(generations, polled, strict=True)
+            ):
                 run.stop()
     finally:
         run.close()
@@ -131,10 +142,12 @@ def run_on(
     started: Callable[[Decoding], None] = lambda run: None,
 ) -> Iterator[tuple[Generation, list[Event]]] | None:
     """The quickest way to many tokens of all these texts, or None where only `step` goes on."""
-    generations = [w for w in writings if isinstance(w, Generation) and not w.reading]
+    generations = [w for w in writings if isinstance(w, Generation)]
     if len(generations) < len(writings):
         return None
     if len(generations) == 1 and generations[0].speculation is not None:
+        if generations[0].reading:
+            return None
         return speculate(backend, generations[0], interrupted, started)
     if isinstance(backend, ManySteps) and all(g.fast for g in generations):
         for generation in generations:

@@ -27,6 +27,7 @@ class DecodeRequest:
     max_tokens: int  # to write now, at most
     stop_token: int | None = None  # ends the text (see min_new_tokens) and is its last token
     sequence: int = 0  # of the random numbers
+    unread: tuple[int, ...] = ()  # tokens before `token` that are not in the cache either
 
 
 class Decoding(Protocol):
@@ -38,6 +39,9 @@ class Decoding(Protocol):
         Waits up to `timeout` seconds for all sequences to end, so a caller that shows tokens
         as they come polls with a few milliseconds.
         """
+
+    def read(self) -> list[int]:
+        """How many of each request's `unread` tokens are in the cache by now."""
 
     def records(self, request: int, first: int, last: int) -> list[StepRecord]:
         """How the tokens `first` to `last` - 1 of those polled for a request were chosen.
@@ -73,5 +77,6 @@ class ManySteps(Protocol):
     def start_decoding(self, requests: Sequence[DecodeRequest]) -> Decoding:
         """Go on with distinct slots, one token each a step, until every one has ended.
 
-        A slot's cache afterwards holds all but the last of the tokens written.
+        Requests with `unread` tokens read them first, while the others go on. A slot's cache
+        afterwards holds all but the last of the tokens written.
         """

@@ -224,18 +224,20 @@ class Generation(Writing):
     @property
     def fast(self) -> bool:
         """Whether a backend with the fast path can go on with this text now."""
-        return self._fast and not self.reading and not self.done
+        return self._fast and not self.done
 
     def decode_request(self) -> DecodeRequest:
         """How a backend with the fast path goes on with this text; only where `fast`."""
+        *unread, token = self._to_run()
         return DecodeRequest(
             slot=self.slot,
-            token=self.token_ids[-1],
+            token=token,
             config=self._config,
             index=len(self.token_ids),
             max_tokens=self.room,
             stop_token=self._end_of_text,
             sequence=self.request.sequence,
+            unread=tuple(unread),
         )
 
     @property
@@ -263,26 +265,31 @@ class Generation(Writing):
             backend.truncate(self.slot, self._fed)
 
     def work(self) -> list[tuple[int, list[int]]]:
+        return [(self.slot, self._to_run()[:PREFILL_CHUNK])]
+
+    def _to_run(self) -> list[int]:
+        """The tokens that are not in the cache."""
         if not self.reading:
-            return [(self.slot, self.token_ids[-1:])]
-        view = self.window.view(self._tokens.all())
-        return [(self.slot, view[self._fed : self._fed + PREFILL_CHUNK])]
+            return self.token_ids[-1:]
+        return self.window.view(self._tokens.all())[self._fed :]
 
     def accept(self, logits: Logits) -> list[Event]:
-        if self.reading:
-            self._fed = min(self._fed + PREFILL_CHUNK, self._to_read)
-            if self.reading:
-                if self._fresh:  # reading again is no news to who waits for the first token
-                    return []
-                return [Prefill(self._job_id, done=self._fed, total=self._to_read)]
-        else:
-            self._fed += 1
+        if self._to_read - self._fed > PREFILL_CHUNK:
+            return self.has_read(PREFILL_CHUNK)
+        self._fed = max(self._fed + 1, self._to_read)
         return self._take(*self._sampler.choose(logits[0], len(self.token_ids), self._tokens.all()))
 
     def accept_token(self, token_id: int, record: StepRecord | None = None) -> list[Event]:
-        """Take the next token where the backend itself ran `work()` and chose."""
-        self._fed += 1
+        """Take the next token where the backend itself ran what was due and chose."""
+        self._fed = max(self._fed + 1, self._to_read)
         return self._take(token_id, record)
+
+    def has_read(self, count: int) -> list[Event]:
+        """Of the tokens that are due `count` more are in the cache, but not all."""
+        self._fed += count
+        if not count or self._fresh:  # reading again is no news to who waits for the first token
+            return []
+        return [Prefill(self._job_id, done=self._fed, total=self._to_read)]
 
     def _take(self, token_id: int, record: StepRecord | None) -> list[Event]:
         self._count()

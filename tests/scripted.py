@@ -104,6 +104,7 @@ class ScriptedDecoding:
 
     def __post_init__(self) -> None:
         self._last = [r.token for r in self.requests]
+        self._unread = [list(r.unread) for r in self.requests]
         self._index = [r.index for r in self.requests]
         self._left = [r.max_tokens for r in self.requests]
         self._samplers = [
@@ -126,11 +127,21 @@ class ScriptedDecoding:
                     self._step(i, request, fresh[i])
         return fresh
 
+    def read(self) -> list[int]:
+        return [
+            len(r.unread) - len(left) for r, left in zip(self.requests, self._unread, strict=True)
+        ]
+
     def records(self, request: int, first: int, last: int) -> list[StepRecord]:
         return self._records[request][first:last]
 
     def _step(self, i: int, request: DecodeRequest, fresh: list[int]) -> None:
-        (logits,) = self.backend.extend([request.slot], [[self._last[i]]])
+        unread = self._unread[i][: self.backend.chunk]
+        del self._unread[i][: len(unread)]
+        if self._unread[i]:
+            self.backend.extend([request.slot], [unread])
+            return
+        (logits,) = self.backend.extend([request.slot], [[*unread, self._last[i]]])
         if not np.isfinite(logits).all():
             self.reasons[i] = "failed"
             return
@@ -161,6 +172,7 @@ class FastScriptedBackend(ScriptedBackend):
     """The same script, with the fast path."""
 
     per_poll: int = 2
+    chunk: int = 256  # unread tokens of a text in one pass
     runs: list[ScriptedDecoding] = field(default_factory=list)
 
     def start_decoding(self, requests: Sequence[DecodeRequest]) -> ScriptedDecoding:

@@ -13,7 +13,7 @@ import pytest
 from engine.config import GenerationConfig
 from engine.decoding import generate
 from engine.errors import BackendError
-from engine.events import Failed, Finished, Started, Token
+from engine.events import Failed, Finished, Prefill, Reread, Started, Token
 from engine.held import Held
 from engine.slots import SlotPool
 from engine.tokenizer import Tokenizer
@@ -69,6 +69,44 @@ def test_the_events_are_those_of_single_steps(
     assert plain(list(generate(backend, tokenizer, prompt, config))) == plain(slow)
     assert all((e.record is not None) == (logprobs > 0) for e in slow if isinstance(e, Token))
     assert all(run.closed for run in backend.runs) and backend.runs
+
+
+def test_a_long_prompt_is_read_on_the_fast_path_with_progress(tokenizer: Tokenizer) -> None:
+    slow = list(generate(ScriptedBackend(info=model_info(1000)), tokenizer, "z" * 600, CONFIG))
+    backend = FastScriptedBackend(info=model_info(context=1000), per_poll=1, chunk=100)
+    fast = list(generate(backend, tokenizer, "z" * 600, CONFIG))
+    done = [e.done for e in fast if isinstance(e, Prefill)]
+    assert done == [100, 200, 300, 400, 500]
+    rest = [e for e in fast if not isinstance(e, Prefill)]
+    assert plain(rest) == plain([e for e in slow if not isinstance(e, Prefill)])
+
+
+def test_reading_that_is_given_up_leaves_what_was_read_for_the_next(tokenizer: Tokenizer) -> None:
+    backend = FastScriptedBackend(info=model_info(context=1000), per_poll=1, chunk=100)
+    pool = SlotPool(backend)
+    seen: list[Any] = []
+    texts = generate(
+        backend, tokenizer, "z" * 600, CONFIG, pool=pool, cancelled=lambda: len(seen) > 2
+    )
+    for event in texts:
+        seen.append(event)
+    end = seen[-1]
+    assert isinstance(end, Finished) and end.reason == "cancelled" and not end.token_ids
+    before = backend.run_tokens
+    assert 200 <= before < 599
+    whole = list(generate(backend, tokenizer, "z" * 600, CONFIG, pool=pool))[-1]
+    alone = list(generate(ScriptedBackend(info=model_info(1000)), tokenizer, "z" * 600, CONFIG))
+    assert isinstance(whole, Finished) and plain([whole]) == plain(alone[-1:])
+    assert backend.run_tokens == 600 + 8  # nothing was read twice
+
+
+def test_windows_are_read_again_on_the_fast_path(tokenizer: Tokenizer) -> None:
+    config = CONFIG.replace(max_new_tokens=150, context_policy="slide", window=20, keep=3)
+    slow = list(generate(ScriptedBackend(), tokenizer, "z" * 90, config))
+    backend = FastScriptedBackend(chunk=7)
+    fast = list(generate(backend, tokenizer, "z" * 90, config))
+    assert sum(isinstance(e, Reread) for e in slow) > 5
+    assert plain([e for e in fast if not isinstance(e, Prefill)]) == plain(slow)
 
 
 def test_end_of_text(tokenizer: Tokenizer) -> None:

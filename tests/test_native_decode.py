@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from engine.config import GenerationConfig
 from engine.errors import BackendError
 from engine.fast_path import DecodeRequest, ManySteps
+from engine.native.model import MAX_ROWS
+from engine.native.run import READ_CHUNK, NativeDecoding
 from engine.sampling import Sampler
 from tests.native_support import load, write_model
 
@@ -121,6 +124,89 @@ def test_every_text_is_the_one_it_would_be_alone(backend: Any) -> None:
     ):
         assert [request.token, *text] == _one_by_one(backend, prompt, config, length + 1)
         backend.close(slot)
+
+
+def _unread(backend: Any, prompt: list[int], config: GenerationConfig, count: int) -> Any:
+    """A request that begins with the prompt."""
+    return DecodeRequest(backend.open(), prompt[-1], config, 0, count, unread=tuple(prompt[:-1]))
+
+
+def test_prompts_are_read_beside_the_texts_and_change_nothing(backend: Any) -> None:
+    """Lengths around the chunk and beyond; some begin while others write and read."""
+    rng = np.random.default_rng(8)
+    lengths = (1, 2, READ_CHUNK - 1, READ_CHUNK, READ_CHUNK + 1, READ_CHUNK + 2, 110, 100, 3)
+    prompts = [rng.integers(0, VOCAB, n).tolist() for n in lengths]
+    configs = [GenerationConfig(seed=i) for i in range(len(prompts))]
+    requests = [_unread(backend, p, c, 12) for p, c in zip(prompts, configs, strict=True)]
+    decoding = backend.start_decoding(requests)
+    texts = _finish(decoding)
+    assert decoding.reasons == ["length"] * len(prompts)
+    assert decoding.read() == [n - 1 for n in lengths]
+    for request, prompt, config, text in zip(requests, prompts, configs, texts, strict=True):
+        assert text == _one_by_one(backend, prompt, config, 12)
+        assert backend.length(request.slot) == len(prompt) + 11
+        backend.close(request.slot)
+
+
+@pytest.fixture
+def one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run is told to stop before it begins, so it makes one pass."""
+    original = NativeDecoding._make_control
+
+    def make(self: NativeDecoding, count: int) -> Any:
+        self.stop()
+        return original(self, count)
+
+    monkeypatch.setattr(NativeDecoding, "_make_control", make)
+
+
+def test_reading_that_is_stopped_after_every_pass_goes_on_there(
+    backend: Any, one_pass: None
+) -> None:
+    rng = np.random.default_rng(9)
+    prompts = [rng.integers(0, VOCAB, n).tolist() for n in (90, 1, 110, 60, 70)]
+    configs = [GenerationConfig(seed=i) for i in range(5)]
+    requests = [_unread(backend, p, c, 9) for p, c in zip(prompts, configs, strict=True)]
+    slots, texts = [r.slot for r in requests], [[] for _ in requests]
+    while any(requests):
+        going = [i for i, r in enumerate(requests) if r is not None]
+        decoding = backend.start_decoding([requests[i] for i in going])
+        fresh, read = _finish(decoding), decoding.read()
+        for i, new, done in zip(going, fresh, read, strict=True):
+            before, text = requests[i], texts[i]
+            text += new
+            assert len(new) <= 1
+            requests[i] = replace(
+                before,
+                unread=before.unread[done:],
+                token=new[-1] if new else before.token,
+                index=len(text),
+                max_tokens=9 - len(text),
+            )
+            assert backend.length(before.slot) + 9 - len(text) == len(prompts[i]) + 8 - len(
+                requests[i].unread
+            )
+            if len(text) == 9:
+                requests[i] = None
+    for slot, prompt, config, text in zip(slots, prompts, configs, texts, strict=True):
+        assert text == _one_by_one(backend, prompt, config, 9)
+        backend.close(slot)
+
+
+@pytest.mark.parametrize("writers, room", [(0, MAX_ROWS - 5), (2, READ_CHUNK)])
+def test_who_writes_waits_for_no_more_than_a_chunk_of_what_others_read(
+    backend: Any, one_pass: None, writers: int, room: int
+) -> None:
+    config = GenerationConfig(seed=1)
+    requests = [_unread(backend, [7], config, 5) for _ in range(writers)]
+    requests += [_unread(backend, [5] * 110, config, 5) for _ in range(5)]
+    decoding = backend.start_decoding(requests)
+    texts, read = _finish(decoding), decoding.read()
+    assert all(len(text) == 1 for text in texts[:writers])
+    assert sum(read) == room
+    assert read[writers:] == sorted(read[writers:], reverse=True)  # in turn
+    for request in requests:
+        backend.close(request.slot)
 
 
 def test_the_stop_token_ends_a_text_and_is_its_last(backend: Any) -> None:

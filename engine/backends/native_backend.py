@@ -56,7 +56,7 @@ class NativeBackend(CachedBackend[Cache]):
     def start_decoding(self, requests: Sequence[DecodeRequest]) -> NativeDecoding:
         """See engine.fast_path.ManySteps."""
         for request in requests:
-            self._check(request.slot, [request.token])
+            self._check(request.slot, [*request.unread, request.token])
         caches = [self._caches[request.slot] for request in requests]
         return NativeDecoding(self._runner, requests, caches)
 

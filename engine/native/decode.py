@@ -1,7 +1,8 @@
 """Many steps in one call, without the GIL: pass, choose, publish, repeat.
 
 Tokens are published in buffers that Python reads while the call runs; a stop flag is looked at
-once a token. A sequence that ends leaves the batch; the others go on.
+once a pass. A sequence that ends leaves the batch; the others go on. One that still has tokens to
+read does so in the same passes, a chunk in each, so that the others never wait for more than that.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ CONTROL = np.dtype(
         ("rows", _INT),  # sequences still going
         ("published", _INT),  # address of that field in the first SEQUENCE record
         ("record_bytes", _INT),  # of a SEQUENCE record
-        ("active", _INT),  # address of int64 [rows]: the sequence of each row
+        ("active", _INT),  # address of int64 [rows]: the sequences still going
+        ("choosing", _INT),  # address of int64 [rows]: the sequence of each row of logits
+        ("most", _INT),  # rows of a pass
+        ("chunk", _INT),  # rows of a pass that may be read where others are written
         ("weights", _INT),  # address of the threads' scratch for sample.choose
         ("weights_bytes", _INT),  # of each thread
         ("vocab", _INT),
@@ -43,19 +47,50 @@ CONTROL_TYPE = from_dtype(CONTROL)[::1]
 
 
 @helper
-def _describe(p: Any, c: Any, sequences: Any, count: int) -> None:
-    """The next pass: one new token for each of the first `count` active sequences."""
-    for row in range(count):
-        s = sequences[read_i64(c.active + 8 * row)]
-        write_i64(p.tokens + 8 * row, s.token)
-        write_i64(p.positions + 8 * row, s.length)
-        write_i64(p.segment_first + 8 * row, row)
-        write_i64(p.segment_rows + 8 * row, 1)
-        write_i64(p.segment_cache + 8 * row, s.cache)
-        write_i64(p.wanted_rows + 8 * row, row)
-    p.rows = count
-    p.segments = count
-    p.wanted = count
+def _add_row(p: Any, row: int, token: int, position: int) -> None:
+    write_i64(p.tokens + 8 * row, token)
+    write_i64(p.positions + 8 * row, position)
+
+
+@helper
+def _room(c: Any, sequences: Any) -> Any:
+    """How many unread tokens the next pass may take: all that fit where nobody would wait."""
+    room = c.most - c.rows  # each sequence has a row beside
+    for i in range(c.rows):
+        if sequences[read_i64(c.active + 8 * i)].unread_left == 0:
+            return min(room, c.chunk)
+    return room
+
+
+@helper
+def _describe(p: Any, c: Any, sequences: Any) -> None:
+    """The next pass: of each active sequence its unread tokens, as far as there is room, in turn;
+    and its new token where nothing is left to be read before it."""
+    room = _room(c, sequences)
+    row, segments, wanted = 0, 0, 0
+    for i in range(c.rows):
+        number = read_i64(c.active + 8 * i)
+        s = sequences[number]
+        s.reading = min(room, s.unread_left)
+        room -= s.reading
+        first = row
+        for j in range(s.reading):
+            _add_row(p, row, read_i64(s.unread + 8 * j), s.length + j)
+            row += 1
+        if s.reading == s.unread_left:
+            _add_row(p, row, s.token, s.length + s.reading)
+            write_i64(p.wanted_rows + 8 * wanted, row)
+            write_i64(c.choosing + 8 * wanted, number)
+            wanted += 1
+            row += 1
+        if row > first:
+            write_i64(p.segment_first + 8 * segments, first)
+            write_i64(p.segment_rows + 8 * segments, row - first)
+            write_i64(p.segment_cache + 8 * segments, s.cache)
+            segments += 1
+    p.rows = row
+    p.segments = segments
+    p.wanted = wanted
 
 
 @helper
@@ -81,15 +116,20 @@ def _take(s: Any, published: int, context: int) -> None:
 def _advance(p: Any, c: Any, sequences: Any) -> None:
     """After a pass: publish the tokens, drop the sequences that have ended, describe the next."""
     going = 0
-    for row in range(c.rows):
-        number = read_i64(c.active + 8 * row)
+    for i in range(c.rows):
+        number = read_i64(c.active + 8 * i)
         s = sequences[number]
-        _take(s, c.published + number * c.record_bytes, c.context)
+        chose = s.reading == s.unread_left
+        s.length += s.reading
+        s.unread += 8 * s.reading
+        s.unread_left -= s.reading
+        if chose:
+            _take(s, c.published + number * c.record_bytes, c.context)
         if s.status == RUNNING:
             write_i64(c.active + 8 * going, number)
             going += 1
     c.rows = 0 if atomic_load(c.stop) != 0 else going
-    _describe(p, c, sequences, c.rows)
+    _describe(p, c, sequences)
 
 
 @njit
@@ -111,14 +151,14 @@ def run(
     many = c.decoding != 0
     if many:
         if thread == 0:
-            _describe(p, c, sequences, c.rows)
+            _describe(p, c, sequences)
         barrier(p.barrier, p.threads)
     going = True
     while going:
         forward(kernel, head_kernel, thread, model, linears, work)
         if many:
-            for row in range(thread, p.rows, p.threads):
-                s = sequences[read_i64(c.active + 8 * row)]
+            for row in range(thread, p.wanted, p.threads):
+                s = sequences[read_i64(c.choosing + 8 * row)]
                 logits = p.logits + row * p.logits_stride
                 s.token = choose(logits, c.vocab, s, c.weights + thread * c.weights_bytes)
                 if s.steps != 0 and s.token != UNUSABLE:

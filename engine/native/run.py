@@ -20,6 +20,7 @@ from engine.native.team import Call, Team
 from engine.step_record import StepRecord
 
 MAX_SEQUENCES = MAX_ROWS  # decoded at once
+READ_CHUNK = 64  # tokens that are read in a pass which writes too: all that its texts wait for
 _REASONS = {
     decode.END_OF_TEXT: "end_of_text",
     decode.LENGTH: "length",
@@ -116,6 +117,7 @@ class NativeDecoding:
         self._seen = [0] * len(requests)
         self._sequences = np.zeros(len(requests), sample.SEQUENCE)
         self._tokens = []
+        self._unread: list[NDArray[np.int64]] = []
         self._steps: list[record.Steps | None] = []
         for request, cache, sequence in zip(requests, caches, self._sequences, strict=True):
             self._tokens.append(self._fill(sequence, request, cache))
@@ -128,11 +130,13 @@ class NativeDecoding:
     def _fill(self, sequence: Any, request: DecodeRequest, cache: Cache) -> NDArray[np.int64]:
         config = request.config.resolved()
         context = self._runner.model.config.context
-        room = min(request.max_tokens, context - cache.length)
+        unread = np.array(request.unread, np.int64)
+        self._unread.append(unread)
+        before = cache.length + len(unread)
+        room = min(request.max_tokens, context - before)
         if room < 1:
             raise BackendError(
-                f"no token fits after {cache.length} in a context of {context}, or none was "
-                "asked for"
+                f"no token fits after {before} in a context of {context}, or none was asked for"
             )
         out = np.zeros(room, np.int64)
         stop = -1 if request.stop_token is None else request.stop_token
@@ -152,6 +156,8 @@ class NativeDecoding:
             "cache": cache.address,
             "length": cache.length,
             "out": out.ctypes.data,
+            "unread": unread.ctypes.data,
+            "unread_left": len(unread),
         }
         for name, value in values.items():
             sequence[name] = value
@@ -172,6 +178,7 @@ class NativeDecoding:
         self._logits = aligned(4 * count * stride).view(np.float32).reshape(count, stride)
         self._logits[:, vocab:] = -np.inf
         self._active = np.arange(count, dtype=np.int64)
+        self._choosing = np.zeros(count, np.int64)
         scratch = sample.scratch_bytes(stride)
         self._scratch = aligned(runner.team.threads * scratch)
         control = np.zeros(1, decode.CONTROL)
@@ -181,6 +188,8 @@ class NativeDecoding:
         c["published"] = self._sequences["published"].ctypes.data
         c["record_bytes"] = sample.SEQUENCE.itemsize
         c["weights"], c["weights_bytes"] = self._scratch.ctypes.data, scratch
+        c["choosing"] = self._choosing.ctypes.data
+        c["most"], c["chunk"] = MAX_ROWS, READ_CHUNK
         c["vocab"], c["context"] = vocab, runner.model.config.context
         p["logits"], p["logits_stride"] = self._logits.ctypes.data, 4 * stride
         return control
@@ -197,6 +206,10 @@ class NativeDecoding:
             fresh.append(tokens[self._seen[i] : published].tolist())
             self._seen[i] = published
         return fresh
+
+    def read(self) -> list[int]:
+        left = self._sequences["unread_left"]
+        return [len(unread) - int(n) for unread, n in zip(self._unread, left, strict=True)]
 
     def records(self, request: int, first: int, last: int) -> list[StepRecord]:
         steps = self._steps[request]

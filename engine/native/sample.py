@@ -67,6 +67,9 @@ SEQUENCE = np.dtype(
         ("out", _INT),  # address of int64 [room]: tokens as they come
         ("published", _INT),  # how many are there; written last
         ("status", _INT),  # RUNNING and so on
+        ("unread", _INT),  # address of the int64 tokens that go before `token`
+        ("unread_left", _INT),  # how many of them are not in the cache
+        ("reading", _INT),  # how many of them this pass reads
         # What `choose` found, for engine.native.record; with greedy only the first two of these.
         ("stop_logit", np.float64),  # of `stop` where it could not be chosen, else NaN
         ("highest", np.float64),  # logit of the others
