@@ -33,13 +33,12 @@ from engine import atomic, catalog, measure  # noqa: E402
 from engine.backends import Backend, load_backend  # noqa: E402
 from engine.checkpoint import read_config  # noqa: E402
 from engine.config import EMBEDDED, GenerationConfig  # noqa: E402
-from engine.decoding import run_on, step  # noqa: E402
 from engine.generation import Generation  # noqa: E402
 from engine.random_weights import random_model_folder  # noqa: E402
 from engine.request import TextRequest  # noqa: E402
-from engine.slots import SlotPool  # noqa: E402
 from engine.threads import default_threads  # noqa: E402
 from engine.tokenizer import Tokenizer  # noqa: E402
+from testing.lab.writing import write  # noqa: E402
 
 FASTER, HARMLESS = 1.5, 0.95
 GREEDY = GenerationConfig(decoding="greedy")
@@ -128,27 +127,13 @@ class Result:
         return {**asdict(self), "case": case, "ratio": self.ratio, "holds": self.holds}
 
 
-def write(backend: Backend, tokenizer: Tokenizer, prompt: str, config: GenerationConfig) -> Run:
+def write_one(backend: Backend, tokenizer: Tokenizer, prompt: str, config: GenerationConfig) -> Run:
     """One text from end to end."""
-    generation = Generation(TextRequest(prompt, config), tokenizer, backend.info)
-    pool = SlotPool(backend, max_idle=0)
-    generation.attach(*pool.acquire(generation.seen()))
-    generation.opening()
-    while not generation.done:
-        if run := run_on(backend, [generation], lambda: False):
-            for _ in run:
-                pass
-        else:
-            (logits,) = step(backend, [generation])
-            generation.accept(logits)
-    generation.prepare(backend)
-    generation.release(pool)
-    if generation.error is not None:
-        raise generation.error
-    made = generation.speculation
+    ((text, end),) = write(backend, tokenizer, [TextRequest(prompt, config)])
+    made = text.speculation if isinstance(text, Generation) else None
     return Run(
-        tuple(generation.token_ids),
-        generation.timings.decode_tokens_per_s,
+        end.token_ids,
+        end.timings.decode_tokens_per_s,
         *((made.passes, made.drafted, made.accepted) if made else ()),
     )
 
@@ -256,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for case in cases:
                 if (case.model, case.precision) == (model, precision):
                     print(f"{model} {precision}, {case.title} ...", file=sys.stderr, flush=True)
-                    run = partial(write, backend, tokenizer)
+                    run = partial(write_one, backend, tokenizer)
                     results.append(compare(case, run, chosen.rounds, chosen.new_tokens))
         finally:
             backend.shutdown()

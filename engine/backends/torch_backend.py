@@ -115,7 +115,7 @@ class TorchBackend(CachedBackend[Cache]):
 
     def __init__(self, model: GPT2LMHeadModel, info: ModelInfo) -> None:
         super().__init__(info)
-        self._model = model
+        self.model = model
         self._device: torch.device = model.device
         self._stance = "default"
 
@@ -125,7 +125,7 @@ class TorchBackend(CachedBackend[Cache]):
             outcome = "not compiled: PyTorch's dynamic int8 cannot be"
         else:
             outcome = compile_mlps(
-                [block.mlp for block in self._model.transformer.h],
+                [block.mlp for block in self.model.transformer.h],
                 lambda tokens: self._run_one(self._new_cache(), [0] * tokens, False),
                 on_cpu=self._device.type == "cpu",
                 threads=self.info.threads,
@@ -157,17 +157,17 @@ class TorchBackend(CachedBackend[Cache]):
         try:
             with torch.inference_mode(), torch.compiler.set_stance(self._stance):
                 at_once = torch.tensor([ids], device=self._device)
-                hidden = self._model.transformer(
+                hidden = self.model.transformer(
                     at_once, past_key_values=cache, use_cache=True
                 ).last_hidden_state[0]  # (T, D)
-                logits = self._model.lm_head(hidden if all_positions else hidden[-1:])
+                logits = self.model.lm_head(hidden if all_positions else hidden[-1:])
                 return logits.float().cpu().numpy()  # type: ignore[no-any-return]
         except (RuntimeError, MemoryError) as error:
             raise _translated(error) from error
 
     def shutdown(self) -> None:
         self._caches.clear()
-        del self._model
+        del self.model
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

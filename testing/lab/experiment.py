@@ -120,7 +120,7 @@ def run(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     except EngineError as error:
         say(f"error: {error}")
         return 2
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     for table in experiment.tables(record):
         console.print(table)
     say(f"record: {path}" + "".join(f"\nplot: {plot}" for plot in plots))
