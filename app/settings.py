@@ -69,6 +69,14 @@ class Settings(Options):
         "What the output's tokens are coloured by.",
         choices=("off", "probability", "entropy"),
     )
+    serve_port: int = option(
+        8000,
+        "Port",
+        "Where the window's server listens on this machine; 0 takes a free port.",
+        minimum=0,
+        maximum=65535,
+        step=1,
+    )
     load: LoadConfig = field(default_factory=LoadConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     before_preset: GenerationConfig = field(default_factory=GenerationConfig)  # to go back to

@@ -18,10 +18,12 @@ import imgui
 from app.settings import Settings, load_settings
 from app.window import fonts, inputs, shortcuts, signals, widgets
 from app.window.background import Background
+from app.window.guests import Guests
 from app.window.panels import (
     appearance,
     help,
     performance,
+    serve,
     status_bar,
 )
 from app.window.panels.banners import BannerPanel
@@ -73,7 +75,7 @@ class MainWindow:
         self._banners = BannerPanel()
         self._export = ExportDialog()
         self._diagnostics = DiagnosticsDialog()
-        self._sections = {"Model": True, "Decoding": True, "Performance": True, "Appearance": False}
+        self._sections = {"Model": True, "Decoding": True, "Performance": True}  # open ones
         self._listed: tuple[str, bool] = ("", False)
         self._typing = "Write"  # the tab whose prompt has the keyboard; none behind an overlay
 
@@ -132,14 +134,16 @@ class MainWindow:
             "Model": lambda: self._model.draw(ui),
             "Decoding": lambda: self._decoding.draw(ui),
             "Performance": lambda: performance.draw(ui),
+            "Server": lambda: serve.draw(ui),
             "Appearance": lambda: appearance.draw(ui),
         }
         for index, (title, draw) in enumerate(drawers.items()):
             if index:
                 widgets.separator(8)
-            self._sections[title] = widgets.section(title, self._sections[title])
+            is_open = widgets.section(title, self._sections.get(title, False))
+            self._sections[title] = is_open
             ui.mark(f"section.{title}")
-            if self._sections[title]:
+            if is_open:
                 with widgets.item_width(imgui.get_content_region_available_width()):
                     draw()
 
@@ -267,14 +271,15 @@ def _run(window: Window, settings: Settings, notice: str | None, given: dict[str
     background = Background(window.wake)
     store, problem = _open_history()
     recorder = HistoryRecorder(store)
-    worker = Worker(observers=[recorder.observe], wake=window.wake)
+    guests = Guests(recorder.observe)
+    worker = Worker(observers=[guests.observe], wake=window.wake)
     state = AppState(
         decoding=settings.generation,
         selection=first_selection(settings.load, given),
         prompt=load_draft(),
     )
     state.coloring = settings.coloring
-    session = Session(state, worker, background, recorder=recorder)
+    session = Session(state, worker, background, recorder=recorder, guests=guests)
     _keep_interrupted_edit(state, recorder)
     preferences = Preferences(settings, background, session.report)
     ui = Ui(session, Past(store, background, session.report), preferences)
@@ -319,7 +324,15 @@ def _close(
         )
         preferences.save_now()
 
-    for step in (session.close, worker.close, recorder.close, background.close, save, store.close):
+    for step in (
+        session.close,
+        session.serving.close,
+        worker.close,
+        recorder.close,
+        background.close,
+        save,
+        store.close,
+    ):
         try:
             step()
         except Exception:

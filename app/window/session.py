@@ -15,6 +15,7 @@ from app.window import facts as facts_module
 from app.window import pieces
 from app.window.background import Background
 from app.window.facts import Facts
+from app.window.guests import Guests
 from app.window.intents import (
     CancelDownload,
     CancelLoad,
@@ -28,6 +29,7 @@ from app.window.intents import (
     StopGeneration,
 )
 from app.window.records import Level, Output
+from app.window.serving import Runner, Serving, server_for
 from app.window.state import AppState
 from engine import catalog
 from engine.config import GenerationConfig, LoadConfig
@@ -103,6 +105,8 @@ class Session:
         background: Background,
         *,
         recorder: RecorderLike | None = None,
+        make_server: Callable[[int], Runner] | None = None,
+        guests: Guests | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.state = state
@@ -111,6 +115,14 @@ class Session:
         self.facts = Facts()
         self.recorder = recorder
         self.clock = clock
+        guests = guests or Guests()
+        self.serving = Serving(
+            make_server or server_for(worker, guests),
+            background,
+            guests=guests,
+            report=self.report,
+            clock=clock,
+        )
         self._draft = state.prompt
         self._edit_draft = ""
         self._jobs: list[JobLike] = []
@@ -130,7 +142,11 @@ class Session:
         """Whether something moves on the screen by itself."""
         state = self.state
         return (
-            state.running or state.duel.running or state.load is not None or bool(state.downloads)
+            state.running
+            or state.duel.running
+            or state.load is not None
+            or bool(state.downloads)
+            or self.serving.busy
         )
 
     def tick(self) -> None:
@@ -143,6 +159,7 @@ class Session:
                 self._jobs = [other for other in self._jobs if other is not job]
         for intent in self.state.take_intents():
             self._carry_out(intent)
+        self.serving.tick()
         self._measure_at_rest()
         self._record()
         self._place_tokens()

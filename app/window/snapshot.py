@@ -75,10 +75,22 @@ def collect(ui: Ui, size: tuple[int, int]) -> dict[str, Any]:
         "lanes": [_lane(state.lanes, lane) for lane in state.lanes],
         "duel": [_lane(state.duel, lane) for lane in state.duel],
         "history": len(ui.past.entries),
+        "serve": _serving(ui),
         "zoom": ui.preferences.settings.zoom,
         "theme": ui.preferences.settings.theme,
         "size": list(size),
         "widgets": {name: list(rectangle) for name, rectangle in ui.rectangles.items()},
+    }
+
+
+def _serving(ui: Ui) -> dict[str, Any]:
+    serving = ui.session.serving
+    return {
+        "status": serving.status.value,
+        "address": serving.address,
+        "problem": serving.problem,
+        "requests": serving.requests,
+        "tokens": serving.load.tokens,
     }
 
 

@@ -139,13 +139,13 @@ def test_the_estimate_is_that_of_the_backend_and_precision_meant(
 def rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, str]]:
     """Figure and tooltip of every row of the Performance panel in the last frame."""
     drawn: dict[str, tuple[str, str]] = {}
-    draw = performance._row
+    draw = performance.row
 
     def note(name: str, value: str, tip: str) -> None:
         drawn[name] = (value, tip)
         draw(name, value, tip)
 
-    monkeypatch.setattr(performance, "_row", note)
+    monkeypatch.setattr(performance, "row", note)
     return drawn
 
 

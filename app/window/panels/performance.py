@@ -12,12 +12,15 @@ from app.window.ui import Ui
 from engine.memory import human_bytes
 
 BUSY = "over 100%: measured while busy"
+_RATE_TIP = (
+    "While it writes: of the last few tokens. Afterwards: of the tokens after the first one."
+)
 
 
 def draw(ui: Ui) -> None:
     """Tokens per second large, its curve, and the figures apart."""
     state = ui.state
-    _hero(fmt.rate(state.live_rate))
+    hero(fmt.rate(state.live_rate))
     ui.mark("rate")
     width = imgui.get_content_region_available_width()
     widgets.sparkline(list(state.series), width, px(32))
@@ -36,60 +39,61 @@ def _figures(ui: Ui) -> None:
     none = "\u2013"
     read = timings.prompt_tokens
     cached = f", {timings.cached_tokens} kept" if timings.cached_tokens else ""
-    _row(
+    row(
         "Weights read",
         f"{human_bytes(state.read_rate)}/s" if state.read_rate else none,
         "Bytes of weights that one token reads, times the tokens per second after the first.",
     )
-    _row("Of the ceiling", *_ceiling(ui))
+    row("Of the ceiling", *_ceiling(ui))
     ui.mark("ceiling")
-    _row(
+    row(
         "Inference time",
         fmt.duration(timings.total_s) if timings.total_s else none,
         "From the request to the last token.",
     )
-    _row(
+    row(
         "Prefill",
         f"{fmt.duration(timings.prefill_s)} ({read:,} tok{cached})" if read else none,
         "Reading the prompt. Tokens kept from the text before need not be read again.",
     )
-    _row(
+    row(
         "Decode",
         fmt.duration(timings.decode_s) if timings.decode_s else none,
         "From the first new token to the last.",
     )
-    _row(
+    row(
         "First token",
         fmt.duration(timings.ttft_s) if timings.ttft_s else none,
         "From the request to the first new token (TTFT).",
     )
-    _row(
+    row(
         "New tokens",
         f"{timings.new_tokens:,}" if timings.new_tokens else none,
         "Tokens written. A token is a piece of a word, about four letters of English.",
     )
-    _row("Model", short_name(model.name) if model else none, model.path if model else "")
-    _row("Precision", model.precision if model else none, "How the weights are held.")
-    _row(
+    row("Model", short_name(model.name) if model else none, model.path if model else "")
+    row("Precision", model.precision if model else none, "How the weights are held.")
+    row(
         "Backend",
         f"{model.backend}, {fmt.plural(model.threads, 'thread')}" if model else none,
         "What runs the model.",
     )
-    _row(
+    row(
         "CPU path",
         (model.detail or none) if model else none,
         "The processor's instructions, or the libraries, that the backend works with.",
     )
-    _row("Weights", _weights(ui), "Bytes of the weights in memory, and in fp32.")
+    row("Weights", _weights(ui), "Bytes of the weights in memory, and in fp32.")
     resident = ui.session.facts.resident_bytes
-    _row(
+    row(
         "Memory",
         human_bytes(resident) if resident else none,
         "What the whole program occupies now (resident).",
     )
 
 
-def _hero(rate: str) -> None:
+def hero(rate: str, tip: str = _RATE_TIP) -> None:
+    """Tokens per second, large."""
     with widgets.group():
         with fonts.use("hero"):
             imgui.text(rate)
@@ -100,9 +104,7 @@ def _hero(rate: str) -> None:
                 imgui.get_cursor_pos_y() + height - imgui.get_text_line_height() - px(4)
             )
             imgui.text_colored("tokens/s", *theme.color("dim"))
-    widgets.tooltip(
-        "While it writes: of the last few tokens. Afterwards: of the tokens after the first one."
-    )
+    widgets.tooltip(tip)
 
 
 def _ceiling(ui: Ui) -> tuple[str, str]:
@@ -145,7 +147,7 @@ def _weights(ui: Ui) -> str:
     return f"{held} of {human_bytes(model.weight_bytes_fp32)}"
 
 
-def _row(name: str, value: str, tip: str) -> None:
+def row(name: str, value: str, tip: str) -> None:
     """A name on the left and its figure on the right."""
     width = imgui.get_content_region_available_width()
     with widgets.group():
