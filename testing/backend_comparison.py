@@ -85,19 +85,36 @@ def table(record: dict[str, Any], model: str) -> Table:
     for title in (*COLUMNS, f"perplexity of {EMBEDDED}", "KL to fp32"):
         made.add_column(title, justify="right")
     for backend, precision in choices():
-        found = record["speed"].get(f"{model} {backend} {precision}")
-        if found is None:
-            continue
-        if "error" in found:
-            made.add_row(backend, precision, found["error"])
-            continue
-        cells = [f"{found[key] * by:,.{digits}f}" for key, by, digits in COLUMNS.values()]
-        good = record["quality"].get(f"{backend} {precision}", {})
-        cells.append(f"{good['perplexity']:.3f}" if "perplexity" in good else "-")
-        kl = good.get("kl_to_fp32")
-        cells.append(f"{kl:.5f}" if kl is not None else "-")
-        made.add_row(backend, precision, *cells)
+        cells = _cells(record, model, backend, precision)
+        if cells is not None:
+            made.add_row(backend, precision, *cells)
     return made
+
+
+def markdown(record: dict[str, Any], models: Sequence[str]) -> str:
+    """All models in one table; perplexity is that of the embedded model."""
+    titles = ["model", "backend", "precision", *COLUMNS, f"perplexity of {EMBEDDED}", "KL to fp32"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for model in models:
+        for backend, precision in choices():
+            cells = _cells(record, model, backend, precision)
+            if cells is not None:
+                lines.append("| " + " | ".join([model, backend, precision, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(record: dict[str, Any], model: str, backend: str, precision: str) -> list[str] | None:
+    """A row's figures, or why there are none; None where it was not measured."""
+    found = record["speed"].get(f"{model} {backend} {precision}")
+    if found is None:
+        return None
+    if "error" in found:
+        return [found["error"], *[""] * (len(COLUMNS) + 1)]
+    cells = [f"{found[key] * by:,.{digits}f}" for key, by, digits in COLUMNS.values()]
+    good = record["quality"].get(f"{backend} {precision}", {})
+    cells.append(f"{good['perplexity']:.3f}" if "perplexity" in good else "-")
+    kl = good.get("kl_to_fp32")
+    return [*cells, f"{kl:.5f}" if kl is not None else "-"]
 
 
 def draw(record: dict[str, Any], models: Sequence[str], path: Path) -> None:
@@ -175,7 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for model in chosen.models:
         console.print(table(record, model))
     draw(record, chosen.models, chosen.out / "backends.png")
-    say(f"record: {path}; chart: {chosen.out / 'backends.png'}")
+    table_path = chosen.out / "backends.md"
+    table_path.write_text(markdown(record, chosen.models), encoding="utf-8")
+    say(f"record: {path}; chart: {chosen.out / 'backends.png'}; table: {table_path}")
     wanted = [record["speed"][" ".join(speed)] for speed in speeds]
     return int(any("error" in found for found in wanted))
 

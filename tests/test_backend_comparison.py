@@ -46,6 +46,9 @@ def test_every_backend_and_precision_is_measured_once_and_failures_again(
     shown = capsys.readouterr().out
     assert "12.3" in shown and "99.9" in shown and "no int8 today" in shown
     assert (tmp_path / "backends.png").stat().st_size > 5000
+    rows = (tmp_path / "backends.md").read_text().splitlines()
+    assert len(rows) == 2 + len(choices)
+    assert {row.count("|") for row in rows} == {rows[0].count("|")}
     asked.clear()
     assert backend_comparison.main(arguments) == 1
     assert len(asked) == sum(precision == "int8" for _, precision in choices)
