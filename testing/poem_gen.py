@@ -9,42 +9,61 @@
 Every thread asks for its poem and waits, as users of a server would; the worker runs the poems in
 one batch. Poem number i is text i of the seed, so that the same seed gives the same poems whatever
 the concurrency, and each is compared with the one that is generated alone: one that differs is an
-error like any other, and errors make the exit status 1. With --runs the same requests are made
-again so many times, for the spread of the throughput.
+error like any other, and errors make the exit status 1. With --runs all requests are made so many
+times, for the spread of throughput and percentiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from app.flags import Parser, add_options, chosen, natural_number  # noqa: E402
-from engine import atomic, measure  # noqa: E402
+from app.flags import add_options, chosen, natural_number  # noqa: E402
 from engine.config import GenerationConfig, LoadConfig  # noqa: E402
-from engine.errors import EngineError, PromptError  # noqa: E402
+from engine.errors import EngineError, PromptError, StorageError  # noqa: E402
 from engine.events import Failed, Finished, Loaded, ModelInfo  # noqa: E402
 from engine.generation import with_seed  # noqa: E402
 from engine.worker import Worker  # noqa: E402
+from testing import lab  # noqa: E402
+from testing.lab import experiment as frame  # noqa: E402
+from testing.lab import plots, tables  # noqa: E402
+from testing.lab.measurement import Figures  # noqa: E402
+from testing.lab.models import Model, address, find_model  # noqa: E402
+from testing.lab.record import read  # noqa: E402
 
+NAME = "poem_gen"
 PROMPT = "The sun sets on"
 POEM = GenerationConfig(max_new_tokens=60)
 LOG_FORMAT = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+HELD = ("backend", "precision")  # how the model is held; the frame has the other options
+TIMES = ("begun_s", "ttft_s", "latency_s")  # of a request
+COLUMNS: dict[str, tables.Column] = {
+    "tokens/s": ("tokens_per_s", 1.0, 0),
+    "poems/s": ("poems_per_s", 1.0, 1),
+    **{
+        f"{title} {p}, ms": (f"{name} {p}", 1e3, 0)
+        for title, name in (("first token", "ttft_s"), ("latency", "latency_s"))
+        for p in ("p50", "p95", "p99")
+    },
+    "errors": ("failed", 1.0, 0),
+}
 
-log = logging.getLogger("poem_gen")
+log = logging.getLogger(NAME)
 log.setLevel(logging.INFO)  # where nobody has set up logging, errors still reach the terminal
 
 
@@ -171,6 +190,14 @@ def attempt(poet: Poet, prompt: str, number: int = 0) -> Poem:
 
 
 @dataclass(frozen=True)
+class Load:
+    """The task of a trial: so many requests, so many of them at a time."""
+
+    requests: int
+    concurrency: int
+
+
+@dataclass(frozen=True)
 class Round:
     """All requests once. `differing`: numbers of poems that are not those generated alone."""
 
@@ -179,33 +206,43 @@ class Round:
     differing: tuple[int, ...] = ()
 
     @property
-    def tokens_per_s(self) -> float:
-        return sum(len(p.token_ids) for p in self.poems) / self.seconds
-
-    @property
     def errors(self) -> int:
         return sum(p.error is not None for p in self.poems) + len(self.differing)
 
+    def figures(self) -> dict[str, float | str]:
+        """For the record: throughput, percentiles, and each request's times by its number."""
+        written = [p for p in self.poems if p.error is None]
+        tokens = sum(len(p.token_ids) for p in written)
+        found: dict[str, float | str] = {
+            "seconds": self.seconds,
+            "tokens": float(tokens),
+            "tokens_per_s": tokens / self.seconds,
+            "poems_per_s": len(written) / self.seconds,
+            "failed": float(self.errors),
+        }
+        for name in ("latency_s", "ttft_s"):
+            times = [getattr(p, name) for p in written]
+            if times:
+                values = np.percentile(times, [50, 95, 99, 100])
+                labels = [f"{name} {p}" for p in ("p50", "p95", "p99", "max")]
+                found |= dict(zip(labels, map(float, values), strict=True))
+        for p in written:
+            found |= {f"{name} {p.number}": getattr(p, name) for name in TIMES}
+        texts = [p.text for p in written]
+        return {**found, "sample": texts[0]} if texts else found
 
-def stress(
-    poet: Poet,
-    prompts: Sequence[str],
-    requests: int,
-    concurrency: int,
-    done: Callable[[], None] = lambda: None,
-) -> Round:
-    """Make the requests, `concurrency` at a time; the prompts take turns."""
+
+def stress(poet: Poet, prompts: Sequence[str], load: Load) -> Round:
+    """Make the requests; the prompts take turns."""
     poet.open()  # that the first requests do not wait for
     begun = time.perf_counter()
 
     def one(number: int) -> Poem:
         at = time.perf_counter() - begun
-        poem = attempt(poet, prompts[number % len(prompts)], number)
-        done()
-        return replace(poem, begun_s=at)
+        return replace(attempt(poet, prompts[number % len(prompts)], number), begun_s=at)
 
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="poem") as pool:
-        poems = tuple(pool.map(one, range(requests)))
+    with ThreadPoolExecutor(load.concurrency, thread_name_prefix="poem") as pool:
+        poems = tuple(pool.map(one, range(load.requests)))
     return Round(poems, time.perf_counter() - begun)
 
 
@@ -223,140 +260,145 @@ def compared(poet: Poet, done: Round, alone: dict[int, tuple[int, ...]]) -> Roun
     return replace(done, differing=tuple(differing))
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p95, p99 and the largest; empty without values."""
-    if not values:
-        return {}
-    found = np.percentile(values, [50, 90, 95, 99, 100])
-    return dict(zip(("p50", "p90", "p95", "p99", "max"), map(float, found), strict=True))
+@dataclass(frozen=True)
+class Poets(lab.Subject):
+    """A model that many ask for poems, in this process: its threads are what is tested."""
+
+    model: Model
+    load: LoadConfig
+    config: GenerationConfig
+    prompts: tuple[str, ...]
+    apart = False
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[lab.Loaded]:
+        poet = Poet(self.load.replace(model=address(self.model)), self.config)
+        alone: dict[int, tuple[int, ...]] = {}
+
+        def run(load: Load, number: int) -> Figures:
+            return compared(poet, stress(poet, self.prompts, load), alone).figures()
+
+        try:
+            info = poet.open()
+            facts = {name: getattr(info, name) for name in ("backend", "precision", "threads")}
+            seed = str(self.config.seed)
+            yield lab.Loaded(run, {**facts, "seed": seed, "weights": self.model.weights})
+        finally:
+            poet.close()
 
 
-def record_of(
-    rounds: Sequence[Round], model: ModelInfo, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """What is kept of a run, JSON-ready: seconds and tokens per second."""
-    written = [p for r in rounds for p in r.poems if p.error is None]
-    return {
-        "settings": settings,
-        "model": model.name,
-        "backend": model.backend,
-        "precision": model.precision,
-        "threads": model.threads,
-        "latency_s": percentiles([p.latency_s for p in written]),
-        "ttft_s": percentiles([p.ttft_s for p in written]),
-        "tokens_per_s_all": [r.tokens_per_s for r in rounds],
-        "errors": sum(r.errors for r in rounds),
-        "rounds": [asdict(r) for r in rounds],
-        "environment": measure.environment(),
-    }
-
-
-def table(record: dict[str, Any]) -> str:
-    """The figures a person looks for."""
-    rates = record["tokens_per_s_all"]
-    requests = sum(len(r["poems"]) for r in record["rounds"])
-    lines = [
-        f"{record['model']}, {record['precision']} on {record['backend']}, "
-        f"{record['threads']} threads",
-        f"{requests} requests, {record['settings']['concurrency']} at a time",
+def plan(settings: lab.Settings) -> list[lab.Measurement]:
+    args = settings.options
+    few = {"max_new_tokens": 8} if settings.quick else {}
+    given = chosen(args, GenerationConfig)
+    config = with_seed(GenerationConfig.from_mapping(POEM.as_dict() | few | given))
+    held = {name: value for name, value in chosen(args, LoadConfig).items() if name in HELD}
+    load = LoadConfig(threads=settings.threads, **held)
+    prompts = tuple(args.prompt or [PROMPT])
+    return [
+        lab.Measurement(
+            {"model": model.name, "requests": args.requests, "concurrency": args.concurrency},
+            Poets(model, load, config, prompts),
+            Load(args.requests, args.concurrency),
+            warmup=0,  # every poem asked for is logged, and counts
+        )
+        for model in map(find_model, settings.models)
     ]
-    for title, key in (("latency", "latency_s"), ("first token", "ttft_s")):
-        told = ", ".join(f"{name} {s * 1000:.0f} ms" for name, s in record[key].items())
-        lines.append(f"  {title:<12} {told or 'none'}")
-    lines.append(
-        f"  {'throughput':<12} {np.median(rates):.0f} tokens/s, {min(rates):.0f} to "
-        f"{max(rates):.0f} over {len(rates)} rounds"
-    )
-    lines.append(f"  {'errors':<12} {record['errors']}")
-    return "\n".join(lines)
 
 
-def draw(record: dict[str, Any], path: Path) -> None:
-    """When each request of the first round began, got its first token and ended; and how many
-    ended how soon."""
+def show(record: lab.Record) -> list[Table]:
+    rows = list(record.rows.values())
+    return [tables.table("poems", rows, ("model", "requests", "concurrency"), COLUMNS)]
+
+
+def draw(record: lab.Record, folder: Path) -> list[Path]:
+    """Of each model when the requests of the first round waited and wrote, and how many of all
+    had their first and their last token how soon."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    poems = [p for p in record["rounds"][0]["poems"] if p["error"] is None]
-    for place, poem in enumerate(poems):
-        first = poem["begun_s"] + poem["ttft_s"]
-        end = poem["begun_s"] + poem["latency_s"]
-        left.barh(place, first - poem["begun_s"], left=poem["begun_s"], color="#ccbb44")
-        left.barh(place, end - first, left=first, color="#4477aa")
-    left.set(xlabel="seconds from the first request", ylabel="request")
-    left.set_title("waiting (yellow) and writing (blue), first round")
-    written = [p for r in record["rounds"] for p in r["poems"] if p["error"] is None]
-    for key, colour in (("ttft_s", "#ccbb44"), ("latency_s", "#4477aa")):
-        times = sorted(p[key] for p in written)
-        shares = np.arange(1, len(times) + 1) / max(len(times), 1)
-        label = "first token" if key == "ttft_s" else "last token"
-        right.step(times, shares, where="post", color=colour, label=label)
-    right.set(xlabel="seconds from the request", ylabel="share of the requests", ylim=(0, 1.02))
-    right.set_title(f"latency, {record['settings']['concurrency']} at a time")
-    right.legend(frameon=False)
-    figure.suptitle(f"{record['model']}, {record['precision']}, {record['threads']} threads")
-    figure.savefig(path, dpi=120)
+    made = []
+    for row in [r for r in record.rows.values() if r.trials]:
+        figure = Figure(figsize=(10, 4.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        for number in range(int(row.labels["requests"])):
+            times = [row.trials[0].get(f"{name} {number}", np.nan) for name in TIMES]
+            if np.isfinite(times).all():
+                begun, first, last = times
+                left.barh(number, first, left=begun, color="#ccbb44")
+                left.barh(number, last - first, left=begun + first, color="#4477aa")
+        left.set(xlabel="seconds from the first request", ylabel="request, by its number")
+        left.set_title("waiting (yellow) and writing (blue), first round")
+        for name, colour, label in (
+            ("ttft_s", "#ccbb44", "first token"),
+            ("latency_s", "#4477aa", "last token"),
+        ):
+            numbers = [f"{name} {n}" for n in range(int(row.labels["requests"]))]
+            ends = sorted(trial[n] for trial in row.trials for n in numbers if n in trial)
+            shares = np.arange(1, len(ends) + 1) / max(len(ends), 1)
+            right.step(ends, shares, where="post", color=colour, label=label)
+        right.set(xlabel="seconds from the request", ylabel="share of the requests", ylim=(0, 1.02))
+        right.set_title(f"{row.labels['concurrency']} at a time, {len(row.trials)} rounds")
+        right.legend(frameon=False)
+        figure.suptitle(
+            f"{row.model}, {row.facts.get('precision')}, {row.facts['threads']} threads"
+        )
+        made.append(folder / f"{NAME}-{row.labels['model']}.png".replace("/", "_"))
+        figure.savefig(made[-1], dpi=plots.DPI)
+    return made
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description=(__doc__ or "").partition("\n")[0])
+def add_own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", action="append", help=f"may be repeated (default: {PROMPT!r})")
-    for name, default, what in (
-        ("concurrency", 10, "requests at a time"),
-        ("requests", 10, "requests in all"),
-        ("runs", 1, "times that all requests are made"),
-    ):
-        told = f"{what} (default: {default})"
-        parser.add_argument(f"--{name}", type=natural_number, default=default, help=told)
-    parser.add_argument("--quick", action="store_true", help="few tokens: does it work?")
-    parser.add_argument("--out", type=Path, default=Path("build/poems"), help="a folder")
-    add_options(parser, LoadConfig)
-    add_options(
-        parser,
-        GenerationConfig,
-        only=("max_new_tokens", "decoding", "temperature", "top_k", "top_p", "seed"),
-    )
-    return parser.parse_args(arguments)
+    for name, what in (("concurrency", "requests at a time"), ("requests", "requests in all")):
+        told = f"{what} (default: 10)"
+        parser.add_argument(f"--{name}", type=natural_number, default=10, help=told)
+    add_options(parser, LoadConfig, only=HELD)
+    names = ("max_new_tokens", "decoding", "temperature", "top_k", "top_p", "seed")
+    add_options(parser, GenerationConfig, only=names)
+
+
+EXPERIMENT = lab.Experiment(
+    name=NAME,
+    description=__doc__ or "",
+    plan=plan,
+    tables=show,
+    draw=draw,
+    models=("verse",),
+    add_options=add_own_options,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the poems; returns the exit status, 1 where one failed or differs."""
-    args = parse(arguments)
-    few = {"max_new_tokens": 8} if args.quick else {}
-    config = with_seed(
-        GenerationConfig.from_mapping(POEM.as_dict() | few | chosen(args, GenerationConfig))
-    )
-    prompts = args.prompt or [PROMPT]
-    poet = Poet(LoadConfig.from_mapping(chosen(args, LoadConfig)), config)
-    settings = {
-        "prompts": prompts,
-        **{name: getattr(args, name) for name in ("concurrency", "requests", "runs")},
-        "seed": config.seed,
-        "max_new_tokens": config.max_new_tokens,
-    }
-    alone: dict[int, tuple[int, ...]] = {}
+    # Once is enough for who only wants poems; --runs on the command line comes later and wins.
+    given = ["--runs", "1", *(sys.argv[1:] if arguments is None else arguments)]
+    path = frame.parse(EXPERIMENT, given).out / f"{NAME}.json"
+    if _is_finished(path):
+        path.unlink()  # who asks again wants poems, not the record of those before
+    status = lab.run(EXPERIMENT, given)
+    if status:
+        return status
+    rows = list(read(path).rows.values())
+    return int(any(row.missing or any(t["failed"] for t in row.trials) for row in rows))
+
+
+def _is_finished(path: Path) -> bool:
     try:
-        model = poet.open()
-        rounds = [
-            compared(poet, stress(poet, prompts, args.requests, args.concurrency), alone)
-            for _ in range(args.runs)
-        ]
-    finally:
-        poet.close()
-    record = record_of(rounds, model, settings)
-    args.out.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(args.out / "poem_gen.json", record)
-    draw(record, args.out / "poem_gen.png")
-    print(table(record))
-    return int(record["errors"] > 0)
+        return all(row.finished or row.missing for row in read(path).rows.values())
+    except StorageError:  # none there yet, or damaged: the frame says so
+        return False
+
+
+class _Terminal(logging.StreamHandler):
+    """Writes to standard error as it is at the time: a progress bar puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
-    try:
-        raise SystemExit(main())
-    except EngineError as error:
-        raise SystemExit(f"error: {error}") from None
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[_Terminal()])
+    raise SystemExit(main())

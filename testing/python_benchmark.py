@@ -31,13 +31,13 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine import atomic, catalog  # noqa: E402
+from engine import atomic  # noqa: E402
 from engine.errors import ConfigError  # noqa: E402
-from engine.random_weights import random_model_folder  # noqa: E402
 from testing import lab  # noqa: E402
 from testing.lab import experiment as frame  # noqa: E402
 from testing.lab import plots, tables  # noqa: E402
-from testing.server_client import Client, running_server  # noqa: E402
+from testing.lab.models import address, find_model  # noqa: E402
+from testing.lab.server_client import Client, running_server  # noqa: E402
 
 NAME = "python_benchmark"
 URL = "http://localhost:8000"
@@ -80,22 +80,15 @@ class Served(lab.Subject):
         client = Client(self.url)
         try:
             if client.health() is not None:
-                folder, weights = "", "unknown"
+                name, weights = "", "unknown"  # whatever the server holds
             else:
-                folder, weights = _folder(self.model)
-            with running_server(client, folder, self.threads) as started:
+                model = find_model(self.model)
+                name, weights = address(model), model.weights
+            with running_server(client, name, self.threads) as started:
                 facts = {"url": self.url, "started": started, "weights": weights}
                 yield lab.Loaded(lambda ask, number: _trial(client, ask, number), facts)
         finally:
             client.close()
-
-
-def _folder(model: str) -> tuple[str, str]:
-    """What a server is to load for a model: the name, or random weights of its true shape."""
-    entry = catalog.find(model)
-    if catalog.is_downloaded(entry):
-        return model, "trained"
-    return str(random_model_folder(entry.name, entry.shape)), "random"
 
 
 def _trial(client: Client, ask: Ask, number: int) -> dict[str, float | str]:

@@ -18,6 +18,7 @@ from engine.config import GenerationConfig, LoadConfig
 from engine.events import ModelInfo
 from testing import poem_gen
 from testing.poem_gen import (
+    Load,
     Poem,
     Poet,
     attempt,
@@ -148,13 +149,13 @@ def test_poems_of_one_seed_differ_by_their_number(poet: Poet) -> None:
 
 def test_a_seed_gives_the_same_poems_whatever_the_concurrency(poet: Poet) -> None:
     prompts = ["The sun sets on", "O wind"]
-    together = stress(poet, prompts, requests=8, concurrency=8)
-    in_turn = stress(poet, prompts, requests=8, concurrency=1)
+    together = stress(poet, prompts, Load(8, 8))
+    in_turn = stress(poet, prompts, Load(8, 1))
     assert [p.number for p in together.poems] == list(range(8))
     assert [p.text for p in together.poems] == [p.text for p in in_turn.poems]
     assert {p.prompt for p in together.poems} == set(prompts)
     assert len({p.text for p in together.poems}) == 8
-    assert together.errors == 0 and together.tokens_per_s > 0
+    assert together.errors == 0 and together.figures()["tokens_per_s"] > 0
     assert all(0 < p.ttft_s <= p.latency_s for p in together.poems)
 
 
@@ -178,14 +179,14 @@ def test_as_many_are_under_way_as_are_asked_for() -> None:
                 now -= 1
             return Poem(number, prompt)
 
-    stress(Slow(), ["O"], requests=8, concurrency=4)
+    stress(Slow(), ["O"], Load(8, 4))
     assert most == 4
 
 
 def test_a_poem_that_differs_from_the_one_generated_alone_is_an_error(
     poet: Poet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sound = stress(poet, ["The sun sets on"], requests=3, concurrency=3)
+    sound = stress(poet, ["The sun sets on"], Load(3, 3))
     assert compared(poet, sound, {}).errors == 0
     poems = list(sound.poems)
     poems[1] = replace(poems[1], token_ids=(*poems[1].token_ids[:-1], 0))
@@ -195,26 +196,50 @@ def test_a_poem_that_differs_from_the_one_generated_alone_is_an_error(
 
 
 def test_it_writes_a_record_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--quick", "--runs", "2", "--requests", "3", "--seed", "7", "--threads", "1"]
-    assert poem_gen.main([*arguments, "--out", str(tmp_path / "new")]) == 0
-    record = json.loads((tmp_path / "new" / "poem_gen.json").read_text())
-    assert [len(r["poems"]) for r in record["rounds"]] == [3, 3]
-    first, second = ([p["text"] for p in r["poems"]] for r in record["rounds"])
-    assert first == second and len(set(first)) == 3
-    assert record["errors"] == 0 and len(record["tokens_per_s_all"]) == 2
-    latency = record["latency_s"]
-    assert 0 < latency["p50"] <= latency["p95"] <= latency["max"]
-    assert (tmp_path / "new" / "poem_gen.png").stat().st_size > 5000
-    out = capsys.readouterr().out
-    assert "6 requests, 10 at a time" in out and "tokens/s" in out
+    out = tmp_path / "new"
+    arguments = ["--quick", "--requests", "3", "--seed", "7", "--threads", "1", "--out", str(out)]
+    assert poem_gen.main([*arguments, "--runs", "2"]) == 0
+    (row,) = json.loads((out / "poem_gen.json").read_text())["rows"]
+    assert len(row["trials"]) == 2 and row["labels"]["requests"] == 3
+    for trial in row["trials"]:
+        assert trial["failed"] == 0 and trial["tokens"] > 3
+        assert trial["tokens_per_s"] == pytest.approx(trial["tokens"] / trial["seconds"])
+        assert 0 < trial["ttft_s p50"] <= trial["latency_s p50"] <= trial["latency_s max"]
+        assert trial["latency_s max"] == max(trial[f"latency_s {n}"] for n in range(3))
+    assert row["texts"]["sample"].startswith("The sun sets on")
+    assert (out / "poem_gen-verse.png").stat().st_size > 5000
+    shown = capsys.readouterr().out
+    assert "verse" in shown and "tokens/s" in shown
+
+
+def test_who_asks_again_gets_poems_again_and_an_interrupted_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["--quick", "--requests", "2", "--seed", "7", "--threads", "1", "--out"]
+    written = "poem %d: %d tokens"
+
+    def rounds(*more: str) -> int:
+        caplog.clear()
+        assert poem_gen.main([*arguments, str(tmp_path), *more]) == 0
+        return sum(str(r.msg).startswith(written) for r in caplog.records) // 2
+
+    with caplog.at_level(logging.INFO, "poem_gen"):
+        assert rounds() == 1 and rounds() == 1
+        path = tmp_path / "poem_gen.json"
+        record = json.loads(path.read_text())
+        record["rows"][0]["finished"] = False  # as after Ctrl+C in the second of three rounds
+        path.write_text(json.dumps(record))
+        assert rounds("--runs", "3") == 2
+    assert len(json.loads(path.read_text())["rows"][0]["trials"]) == 3
 
 
 def test_a_request_that_fails_is_counted_and_the_exit_status_says_so(tmp_path: Path) -> None:
     arguments = ["--quick", "--prompt", "O", "--prompt", "a\0b", "--requests", "4"]
     assert poem_gen.main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 1
-    record = json.loads((tmp_path / "poem_gen.json").read_text())
-    assert record["errors"] == 2
-    assert sum(p["error"] is not None for p in record["rounds"][0]["poems"]) == 2
+    (row,) = json.loads((tmp_path / "poem_gen.json").read_text())["rows"]
+    (trial,) = row["trials"]
+    assert trial["failed"] == 2
+    assert [f"latency_s {n}" in trial for n in range(4)] == [True, False, True, False]
 
 
 def test_run_as_a_program_it_logs_time_name_level_and_message(tmp_path: Path) -> None:
@@ -235,12 +260,17 @@ def test_run_as_a_program_it_logs_time_name_level_and_message(tmp_path: Path) ->
     assert "The sun sets on" in done.stderr
 
 
-def test_bad_usage_and_missing_models_are_one_line(tmp_path: Path) -> None:
-    program = [sys.executable, str(ROOT / "testing" / "poem_gen.py")]
-    for arguments in (["--requests", "0"], ["--model", "./nowhere", "--out", str(tmp_path)]):
-        done = subprocess.run(
-            [*program, *arguments], capture_output=True, text=True, timeout=100, cwd=tmp_path
-        )
-        assert done.returncode != 0
-        assert done.stderr.splitlines()[-1].startswith("error: ")
-        assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("bad", [["--requests", "0"], ["--top-p", "3"], ["--runs", "-1"]])
+def test_bad_usage_ends_without_a_traceback(
+    bad: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        poem_gen.main(bad)
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_missing_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert poem_gen.main(["--model", "./nowhere", "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "nowhere" in line

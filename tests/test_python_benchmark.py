@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from engine.errors import EngineError
-from testing import python_benchmark, server_client
-from testing.server_client import Client, running_server
+from testing import python_benchmark
+from testing.lab import server_client
+from testing.lab.server_client import Client, running_server
 
 Reply = tuple[int, bytes, dict[str, str]]
 LENGTHS = ["--lengths", "16", "24", "--prompt", "In a galaxy far, far away", "--prompt", "O"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from engine import catalog
 from engine.checkpoint import ModelConfig, read_config
 from engine.config import EMBEDDED
+from engine.errors import EngineError
 from engine.random_weights import random_model_folder
 
 SIZES = {"distil": "distilgpt2", "small": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large"}
@@ -54,3 +55,19 @@ def find_model(name: str) -> Model:
     if folder is not None:
         return Model(entry.name, folder, random=False)
     return Model(entry.name, random_model_folder(entry.name, entry.shape), random=True)
+
+
+def address(model: Model) -> str:
+    """What LoadConfig and the command line take for it: its name, or the folder of weights that
+    are random."""
+    return str(model.folder) if model.random else model.name
+
+
+def parameters(name: str) -> int | None:
+    """How many a model has, by its name or size; None where nobody knows it."""
+    if name == TINY:
+        return _TINY_SHAPE.parameters
+    try:
+        return catalog.find(SIZES.get(name, name)).parameters
+    except EngineError:
+        return None

@@ -22,7 +22,7 @@ import httpx
 
 from engine.errors import EngineError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 TIMEOUT_S = 120.0
 START_S = 300.0  # a model of the hub is packed or exported at its first start
