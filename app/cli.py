@@ -126,6 +126,11 @@ def build_parser() -> argparse.ArgumentParser:
     serve = add("serve", "offer a model to other programs over HTTP")
     add_options(serve, LoadConfig)
     add_options(serve, ServerSettings)
+    serve.add_argument(
+        "--replicas",
+        type=natural_number,
+        help="run so many copies of the model behind one address, by Ray Serve (extra ray)",
+    )
 
     stress = add("stress", "load a server with many clients and check every text it writes")
     add_stress_flags(stress)
@@ -209,6 +214,7 @@ def _dispatch(args: argparse.Namespace) -> int:
         return serve_command(
             LoadConfig.from_mapping(chosen(args, LoadConfig)),
             settings_from(chosen(args, ServerSettings)),
+            args.replicas,
         )
     if args.command == "export":
         from app.export_command import export_command

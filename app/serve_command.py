@@ -29,13 +29,17 @@ def settings_from(given: dict[str, Any]) -> ServerSettings:
     return settings
 
 
-def serve_command(load: LoadConfig, settings: ServerSettings) -> int:
+def serve_command(load: LoadConfig, settings: ServerSettings, replicas: int | None = None) -> int:
     """Run the command; returns the exit status. Raises EngineError where it cannot begin."""
+    if replicas is not None:
+        from app.replicas.command import replicas_command
+
+        return replicas_command(load, settings, replicas)
     from app.server.runner import ServerRunner
 
     worker = Worker(max_active=settings.max_active, max_queue=settings.max_queue, exact=True)
     runner = ServerRunner(worker, settings)
-    with _signals() as signals:
+    with counted_signals() as signals:
         address = runner.start()
         print(f"listening on {address}", file=sys.stderr)
         worker.start()
@@ -43,20 +47,24 @@ def serve_command(load: LoadConfig, settings: ServerSettings) -> int:
             job = worker.load(load)
             signals.first = job.cancel
             if _loaded(job, address):
-                signals.wait()
-                if signals.count == 1 and runner.load().running:
-                    print(
-                        f"ending: requests under way have {settings.drain:g} s; "
-                        "once more ends at once",
-                        file=sys.stderr,
-                    )
+                wait_for_end(runner, signals)
         finally:
-            _stop(runner, signals)
+            stop_runner(runner, signals)
             worker.close()
     return 0
 
 
-class _Signals:
+def wait_for_end(runner: Any, signals: Signals) -> None:
+    """Returns with the first signal; says what follows where requests are under way."""
+    signals.wait()
+    if signals.count == 1 and runner.load().running:
+        print(
+            f"ending: requests under way have {runner.settings.drain:g} s; once more ends at once",
+            file=sys.stderr,
+        )
+
+
+class Signals:
     """Counts SIGINT and SIGTERM."""
 
     def __init__(self) -> None:
@@ -76,8 +84,9 @@ class _Signals:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[_Signals]:
-    signals = _Signals()
+def counted_signals() -> Iterator[Signals]:
+    """Inside, SIGINT and SIGTERM are counted and do nothing else."""
+    signals = Signals()
 
     def take(signum: int, frame: FrameType | None) -> None:
         signals.take(signum, frame)
@@ -107,7 +116,7 @@ def _loaded(job: Job, address: str) -> bool:
     return True
 
 
-def _stop(runner: Any, signals: _Signals) -> None:
+def stop_runner(runner: Any, signals: Signals) -> None:
     """Drain; a second signal ends it at once."""
     runner.stop(timeout=0)
     while runner.running:

@@ -75,7 +75,6 @@ class Settings(Options):
         "Where the window's server listens on this machine; 0 takes a free port.",
         minimum=0,
         maximum=65535,
-        step=1,
     )
     load: LoadConfig = field(default_factory=LoadConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -42,6 +42,7 @@ class Plan:
     duration_s: float = 60.0
     requests: int = 32  # different ones
     max_tokens: int = 48
+    leave_every: int = 0  # each Nth stream is left in its middle; 0: none
     reference: Path | None = None  # solo texts of an earlier run, or where to keep these
 
     def check(self) -> None:
@@ -63,6 +64,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         float(args.duration),
         args.requests,
         args.max_new_tokens,
+        args.leave_every,
         args.reference,
     )
 
@@ -126,6 +128,7 @@ async def _run(
             solo,
             concurrency=plan.concurrency,
             duration_s=plan.duration_s,
+            leave_every=plan.leave_every,
             progress=told,
             stop=stop,
         )

@@ -13,6 +13,7 @@ from app.window.guests import GuestLoad, Guests, GuestWorker
 from engine.config import GenerationConfig
 from engine.errors import QueueFullError
 from engine.events import Event, Finished
+from engine.places import Occupancy
 from engine.worker import Worker
 from tests.scripted import ScriptedBackend
 from tests.server_support import WAIT_S, hold
@@ -32,7 +33,7 @@ class Shared:
         self.worker = Worker(observers=[self.guests.observe], max_active=2)
         hold(self.worker, ScriptedBackend(gate=self.gate), folder)
         self.worker.start()
-        self.guest = GuestWorker(self.worker, self.guests, most=3)
+        self.guest = GuestWorker(self.worker, self.guests, max_active=1, max_queue=2)
 
 
 @pytest.fixture
@@ -81,6 +82,11 @@ def test_a_job_that_is_refused_at_the_end_is_forgotten(shared: Shared) -> None:
     shared.worker.close()
     assert shared.guest.generate("The sun", CONFIG).done
     assert shared.guests.load() == GuestLoad(0, 0, 0)
+
+
+def test_the_load_told_to_guests_is_theirs(shared: Shared) -> None:
+    shared.guest.generate("The sun", CONFIG).result(WAIT_S)
+    assert shared.guest.occupancy == Occupancy(0, 0, 0, 1, 2)
 
 
 def test_all_else_is_the_workers_own(shared: Shared) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from typing import Any, Self
 
 import uvicorn
 from sse_starlette.sse import AppStatus
@@ -31,11 +32,22 @@ class ServerRunner:
 
     def __init__(self, worker: Worker, settings: ServerSettings) -> None:
         """Raises ConfigError for settings that contradict each other."""
+        self._begin(settings, Metrics(lambda: worker.occupancy))
+        self._app = create_app(worker, settings, self.metrics)
+
+    @classmethod
+    def of_app(cls, settings: ServerSettings, app: Any, metrics: Metrics) -> Self:
+        """A server of any ASGI application, which counts its requests in `metrics`."""
+        runner = cls.__new__(cls)
+        runner._begin(settings, metrics)
+        runner._app = app
+        return runner
+
+    def _begin(self, settings: ServerSettings, metrics: Metrics) -> None:
         self.settings = settings
-        self.metrics = Metrics(lambda: worker.occupancy)
+        self.metrics = metrics
         self.address: str | None = None  # "http://localhost:8000" while it runs
         self.error: str | None = None  # one line on why it does not run
-        self._app = create_app(worker, settings, self.metrics)
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._up = threading.Event()

@@ -37,7 +37,7 @@ def draw(result: Result, samples: Samples, record: dict[str, Any], target: Path)
 
 
 def _times(axes: Any, result: Result) -> None:
-    good = [a for a in result.answers if not a.error]
+    good = [a for a in result.answers if not a.error and not a.left]
     bad = [a for a in result.answers if a.error]
     wrong = [a for a in bad if a.error == WRONG]
     first = [a for a in good if a.ttft_s is not None]

@@ -33,6 +33,7 @@ class Answer:
     error: str = ""  # a kind, to count: http_500, timeout, connection, protocol, broken_stream ...
     detail: str = ""
     retry_after_s: float | None = None
+    left: bool = False  # we left on purpose in the middle; `text` is what had come
 
     @property
     def content(self) -> tuple[str, tuple[int, ...] | None]:
@@ -55,8 +56,12 @@ async def ask(
     *,
     timeout_s: float,
     stream: bool | None = None,
+    leave: bool = False,
 ) -> Answer:
-    """Send one work and read its whole answer, within `timeout_s` in all."""
+    """Send one work and read its whole answer, within `timeout_s` in all.
+
+    With `leave` a stream's connection is closed after the first piece of its text.
+    """
     import httpx
 
     begun = time.monotonic()
@@ -75,7 +80,7 @@ async def ask(
                     wait = _seconds(response.headers.get("retry-after"))
                     return failed(f"http_{response.status_code}", detail, wait)
                 if body.get("stream"):
-                    return await _read_stream(response, work, begun)
+                    return await _read_stream(response, work, begun, leave)
                 return _whole(json.loads(await response.aread()), work, begun)
     except TimeoutError:
         return failed("timeout", f"no whole answer within {timeout_s:g} s")
@@ -108,7 +113,7 @@ def _new_tokens(found: dict[str, Any], ids: tuple[int, ...]) -> int:
     return int(found.get("timings", {}).get("new_tokens", len(ids)))
 
 
-async def _read_stream(response: httpx.Response, work: Work, begun: float) -> Answer:
+async def _read_stream(response: httpx.Response, work: Work, begun: float, leave: bool) -> Answer:
     """Server-sent events up to [DONE]; each piece of text counts as a token."""
     pieces: list[str] = []
     ttft: float | None = None
@@ -129,6 +134,9 @@ async def _read_stream(response: httpx.Response, work: Work, begun: float) -> An
             if choice.get("text"):
                 ttft = time.monotonic() - begun if ttft is None else ttft
                 pieces.append(choice["text"])
+                if leave:
+                    taken = time.monotonic() - begun
+                    return Answer(work, begun, taken, pieces[0], None, 0, ttft, left=True)
             reason = choice.get("finish_reason") or reason
     raise Broken("broken_stream", "it ended before [DONE]")
 

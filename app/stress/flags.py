@@ -23,6 +23,12 @@ def add_stress_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", type=natural_number, default=default, help=f"{what} (default: {default})"
         )
+    parser.add_argument(
+        "--leave-every",
+        type=natural_number,
+        default=0,
+        help="leave each Nth stream in its middle, as people do (default: never)",
+    )
     parser.add_argument("--api-key", help="the server's key (or GPT2_WORKBENCH_API_KEY)")
     parser.add_argument(
         "--reference", type=Path, help="take the solo texts from this file; made if it is not there"

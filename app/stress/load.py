@@ -131,18 +131,20 @@ async def run_load(
     *,
     concurrency: int,
     duration_s: float,
+    leave_every: int = 0,
     progress: Callable[[float, Result], None] = lambda seconds, result: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Result:
     """`concurrency` clients for `duration_s` seconds; `progress` is called every half second.
 
-    A client sends its next request when it has the whole answer to the one before. Where `stop`
-    says so, it ends early.
+    A client sends its next request when it has the whole answer to the one before. With
+    `leave_every` each Nth stream is left in its middle. Where `stop` says so, it ends early.
     """
     begun = time.monotonic()
     result = Result(model, begun, begun, solo=solo)
     deadline = begun + duration_s
     order = itertools.cycle(works)
+    streams = itertools.count(1)
 
     def going() -> bool:
         return time.monotonic() < deadline and not stop()
@@ -150,7 +152,9 @@ async def run_load(
     async def one_client(client: httpx.AsyncClient) -> None:
         while going():
             work = next(order)
-            answer = await ask(client, work, model, timeout_s=target.timeout_s)
+            streamed = leave_every > 0 and work.way == "stream"
+            leave = streamed and next(streams) % leave_every == 0
+            answer = await ask(client, work, model, timeout_s=target.timeout_s, leave=leave)
             result.answers.append(judged(answer, solo[work.key]))
             if answer.error:
                 await asyncio.sleep(answer.retry_after_s or BACK_OFF_S)
@@ -173,6 +177,8 @@ async def run_load(
 def judged(answer: Answer, solo: Answer) -> Answer:
     """The answer as `wrong_text` where it is not what the same request gave alone."""
     if answer.error:
+        return answer
+    if answer.left and solo.text.startswith(answer.text):
         return answer
     if answer.content != solo.content:
         return replace(answer, error=WRONG, detail=_difference(answer, solo), tokens=0)

@@ -34,7 +34,7 @@ def make_record(
     result: Result, samples: Samples, *, url: str, concurrency: int, pid: int | None
 ) -> dict[str, Any]:
     """Everything a run found, JSON-ready. Times in seconds, memory in bytes."""
-    good = [a for a in result.answers if not a.error]
+    good = [a for a in result.answers if not a.error and not a.left]
     errors = Counter(a.error for a in result.answers if a.error)
     seconds = result.seconds
     growth = samples.memory_growth(result.begun, result.ended)
@@ -47,6 +47,7 @@ def make_record(
         "checked": len(good) + errors[WRONG],
         "wrong": errors[WRONG],
         "rejected": errors[REJECTED],
+        "left": sum(a.left for a in result.answers),
         "errors": dict(sorted(errors.items())),
         "examples": [
             {"error": a.error, "detail": a.detail, "request": a.work.body(result.model)}
@@ -93,6 +94,7 @@ def lines(record: dict[str, Any]) -> list[str]:
         "first token": _times(record["ttft_s"]),
         "latency": _times(record["latency_s"]),
         "/health": _times(record["health_s"]),
+        "left early": f"{record['left']:,} streams, on purpose" if record["left"] else "none",
         "errors": errors,
         "memory": _memory(record["memory"]),
     }

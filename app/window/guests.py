@@ -15,6 +15,7 @@ from engine.config import GenerationConfig
 from engine.errors import QueueFullError
 from engine.events import TERMINAL, Event, Started, Token
 from engine.job import Job
+from engine.places import Occupancy
 from engine.worker import Observer, Worker
 
 
@@ -83,9 +84,10 @@ class Guests:
 class GuestWorker:
     """What the HTTP server uses of a worker, with the guests' limit; see Guests."""
 
-    def __init__(self, worker: Worker, guests: Guests, most: int) -> None:
-        """`most`: guests' texts under way and waiting together."""
-        self._worker, self._guests, self._most = worker, guests, most
+    def __init__(self, worker: Worker, guests: Guests, max_active: int, max_queue: int) -> None:
+        """At most `max_active + max_queue` texts of guests are under way and waiting together."""
+        self._worker, self._guests = worker, guests
+        self._max_active, self._max_queue = max_active, max_queue
 
     def __getattr__(self, name: str) -> Any:  # the model, its tokens ...: as of the worker
         return getattr(self._worker, name)
@@ -114,4 +116,10 @@ class GuestWorker:
         return groups
 
     def _enter(self, count: int, begin: Callable[[], list[Job]]) -> list[Job]:
-        return self._guests.enter(count, self._most, begin)
+        return self._guests.enter(count, self._max_active + self._max_queue, begin)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """As of Worker, of the guests alone; caches in use are all."""
+        load, slots = self._guests.load(), self._worker.occupancy.slots
+        return Occupancy(load.running, load.queued, slots, self._max_active, self._max_queue)

@@ -160,7 +160,7 @@ def server_for(worker: Any, guests: Guests) -> Callable[[int], Runner]:
         from app.server.runner import ServerRunner
 
         settings = settings_from({"port": port})
-        shared: Any = GuestWorker(worker, guests, settings.max_active + settings.max_queue)
+        shared: Any = GuestWorker(worker, guests, settings.max_active, settings.max_queue)
         return ServerRunner(shared, settings)
 
     return make

@@ -30,7 +30,9 @@ def draw(ui: Ui) -> None:
 
 def _off(ui: Ui) -> None:
     serving, preferences = ui.session.serving, ui.preferences
-    changed, port = option_widget(preferences.option("serve_port"), preferences.settings.serve_port)
+    changed, port = option_widget(
+        preferences.option("serve_port"), preferences.settings.serve_port, typed=True
+    )
     ui.mark("serve.port")
     if changed:
         preferences.change(serve_port=port)
