@@ -101,7 +101,7 @@ class FinetuneConfig(Options):
         5e-5,
         "Learning rate",
         "How far each step goes. 1e-5 to 5e-5 keeps what a pretrained gpt2 knows; above that it "
-        "soon forgets. Adapters (LoRA) take 1e-4 to 3e-4, and the small verse up to 1e-3.",
+        "soon forgets. Adapters (LoRA) take 5e-5 to 5e-4, and the small verse up to 1e-3.",
         minimum=1e-9,
         maximum=1.0,
         typical="1e-5 to 5e-5",
