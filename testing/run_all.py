@@ -35,7 +35,7 @@ from testing.results.plausible import faults  # noqa: E402
 
 DOCUMENT = ROOT / "testing" / "TESTING_RESULTS.md"
 PLOTS = ROOT / "docs" / "images" / "experiments"
-OUT, QUICK_OUT = Path("build/experiments"), Path("build/experiments-quick")
+OUT, QUICK_OUT = ROOT / "build" / "experiments", ROOT / "build" / "experiments-quick"
 COMMAND = "python testing/run_all.py"
 PORT = 8971  # of the server that is measured: not the usual one, where a person's may run
 
@@ -90,7 +90,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="trials of each measurement (default 30)")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--quick", action="store_true", help="small models, few trials: a test")
-    parser.add_argument("--out", type=Path, help=f"records and plots (default: {OUT}; {QUICK_OUT})")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"records and plots (default: build/{OUT.name}, with --quick build/{QUICK_OUT.name})",
+    )
     parser.add_argument("--only", nargs="+", metavar="MODULE", help="run only these scripts")
     found = parser.parse_args(arguments)
     if found.threads < 1 or (found.runs is not None and found.runs < 1):
@@ -174,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("stopped; the same command goes on from here")
         return 130
     for script in scripts:
-        wrong += faults(chosen.out, script.load().name)
+        wrong += faults(chosen.out, script.load().name, complete=chosen.quick)
     try:
         if chosen.quick or chosen.only is not None or wrong:
             write(chosen, scripts, chosen.out / DOCUMENT.name, chosen.out)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from testing.results.evidence import FEW, Estimate, bend, best, median, per_token, power, ratio, spread
+from testing.results.evidence import (
+    FEW,
+    Estimate,
+    bend,
+    best,
+    median,
+    per_token,
+    power,
+    ratio,
+    spread,
+)
 
 
 def trials(centre: float, noise: float = 0.02, count: int = 30, seed: int = 0) -> list[float]:

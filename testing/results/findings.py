@@ -239,7 +239,7 @@ def _requests(records: Records) -> dict[str, dict[int, list[tuple[float, float]]
     """By model and length the (new tokens, seconds) of all requests, lengths ascending."""
     found: dict[str, dict[int, list[tuple[float, float]]]] = {}
     record = records.get(HTTP)
-    rows = list(record.rows.values()) if record else []
+    rows = [r for r in record.rows.values() if "max_length" in r.labels] if record else []
     for row in sorted(rows, key=lambda r: int(r.labels["max_length"])):
         pairs = [(t["new_tokens"], t["seconds"]) for t in row.trials if "seconds" in t]
         if pairs:
@@ -262,7 +262,7 @@ def prompts(records: Records) -> list[str]:
         slope, offset = np.polyfit(x, y, 1) if len(set(x)) > 1 else (0.0, float(np.median(y)))
         strata: dict[int, dict[str, Group]] = {}
         for row in record.rows.values():
-            if row.model == model:
+            if row.model == model and "max_length" in row.labels:
                 strata.setdefault(int(row.labels["max_length"]), {})[str(row.labels["prompt"])] = [
                     t["seconds"] / (offset + slope * t["new_tokens"])
                     for t in row.trials

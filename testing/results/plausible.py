@@ -22,15 +22,19 @@ LONGER, LARGER = 3.0, 3.0  # so many times the length or the parameters must sho
 SMALLER = (("int4", "fp32"), ("int8", "fp32"), ("bf16", "fp32"))
 
 
-def faults(folder: Path, experiment: str, plots_at_least: int = 1) -> list[str]:
-    """What is wrong with an experiment in a folder; nothing where all is well."""
+def faults(folder: Path, experiment: str, complete: bool = True) -> list[str]:
+    """What is wrong with an experiment in a folder; nothing where all is well.
+
+    `complete`: whether all has to be measured. What cannot be, for want of memory say, is then a
+    fault.
+    """
     path = folder / f"{experiment}.json"
     try:
         json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
         record = read(path)
     except (OSError, ValueError, EngineError) as error:
         return [f"{experiment}: {error}"]
-    found = [*_rows(record), *_orders(record), *_plots(record, folder, plots_at_least)]
+    found = [*_rows(record, complete), *_orders(record), *_plots(record, folder)]
     return [f"{experiment}: {fault}" for fault in found]
 
 
@@ -38,13 +42,14 @@ def _refuse(name: str) -> None:
     raise ValueError(f"the record holds {name}")
 
 
-def _rows(record: Record) -> Iterator[str]:
+def _rows(record: Record, complete: bool) -> Iterator[str]:
     rows = list(record.rows.values())
     if not any(row.trials for row in rows):
         yield "nothing was measured"
     for row in rows:
         if row.missing:
-            yield f"{row.key} was not measured: {row.missing}"
+            if complete:
+                yield f"{row.key} was not measured: {row.missing}"
         elif not row.finished or not row.trials:
             yield f"{row.key} is not finished"
         for trial in row.trials:
@@ -69,8 +74,8 @@ def _orders(record: Record) -> Iterator[str]:
         for few, many in SMALLER:
             name = str(row.labels.get("configuration", ""))
             other = name.replace(few, many)
-            if name != other and "configuration" in row.labels:
-                for base in record.matching(**{**row.labels, "configuration": other}):
+            if name != other:
+                for base in record.matching(model=row.labels["model"], configuration=other):
                     mine, its = row.median("weights_mb"), base.median("weights_mb")
                     if mine is not None and its is not None and mine >= its:
                         yield f"{row.key} holds no smaller weights than {base.key}"
@@ -105,9 +110,9 @@ def _but(row: Row, label: str) -> dict[str, Any]:
     return {name: value for name, value in row.labels.items() if name != label}
 
 
-def _plots(record: Record, folder: Path, at_least: int) -> Iterator[str]:
-    if len(record.plots) < at_least:
-        yield f"{len(record.plots)} plots instead of at least {at_least}"
+def _plots(record: Record, folder: Path) -> Iterator[str]:
+    if not record.plots:
+        yield "it has no plot"
     for name in record.plots:
         if fault := _picture(folder / name):
             yield f"{name} {fault}"
