@@ -13,6 +13,7 @@ from typing import Any
 
 from app.console import CommandFailed, show_loading
 from app.server.settings import ServerSettings
+from engine import catalog
 from engine.config import LoadConfig
 from engine.events import Failed, Loaded
 from engine.job import Job
@@ -31,6 +32,7 @@ def settings_from(given: dict[str, Any]) -> ServerSettings:
 
 def serve_command(load: LoadConfig, settings: ServerSettings, replicas: int | None = None) -> int:
     """Run the command; returns the exit status. Raises EngineError where it cannot begin."""
+    catalog.require_local(load.model)  # before anybody is made to wait for it
     if replicas is not None:
         from app.replicas.command import replicas_command
 

@@ -145,8 +145,9 @@ window_libraries="
     libXext.so.6:libxext6 libXrandr.so.2:libxrandr2 libXinerama.so.1:libxinerama1
     libXcursor.so.1:libxcursor1 libXi.so.6:libxi6 libXrender.so.1:libxrender1
     libXxf86vm.so.1:libxxf86vm1 libstdc++.so.6:libstdc++6"
-# The tests drive the real window on a virtual display (COMMAND:PACKAGES).
-test_commands="Xvfb:xvfb xdotool:xdotool"
+# The tests drive the real window on a virtual display, and the server's page in a browser
+# (COMMAND:PACKAGES).
+test_commands="Xvfb:xvfb xdotool:xdotool chromium:chromium"
 
 missing_packages() {
     local entry known
@@ -184,7 +185,7 @@ ensure_system_libraries() {
             say "they could not be installed; what can run without them runs."
         fi
     else
-        say "some system libraries for the $([ "$set_up" = run ] && echo window || echo 'window and its tests') are missing; what can run without them runs."
+        say "some system libraries for the $([ "$set_up" = run ] && echo window || echo 'window and the tests') are missing; what can run without them runs."
         if have apt-get; then
             say "install them with: sudo apt-get install $*"
         else

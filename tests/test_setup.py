@@ -141,8 +141,8 @@ def test_changed_requirements_are_installed_into_the_same_environment(sandbox: S
 
 def test_tests_need_all_lists_and_leave_the_run_set_in_place(sandbox: Sandbox) -> None:
     sandbox.fake_python()
-    sandbox.fake("Xvfb", "")
-    sandbox.fake("xdotool", "")
+    for command in ("Xvfb", "xdotool", "chromium"):
+        sandbox.fake(command, "")
     assert sandbox.run("dev").returncode == 0
     lists = [f"-r requirements{part}.txt" for part in ("", *EXTRAS)]
     assert sandbox.pip_installs()[0].endswith(" ".join(lists))
@@ -297,13 +297,17 @@ def test_a_failing_apt_does_not_stop_the_program(sandbox: Sandbox) -> None:
     assert "what can run without them runs" in done.stderr
 
 
-def test_the_tests_need_a_virtual_display(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize(("missing", "package"), [("Xvfb", "xvfb"), ("chromium", "chromium")])
+def test_the_tests_need_a_virtual_display_and_a_browser(
+    sandbox: Sandbox, missing: str, package: str
+) -> None:
     sandbox.fake_python()
     sandbox.fake("apt-get", "")
-    sandbox.fake("xdotool", "")
+    for command in {"Xvfb", "xdotool", "chromium"} - {missing}:
+        sandbox.fake(command, "")
     done = sandbox.run("dev")
     assert done.returncode == 0
-    assert "sudo apt-get install xvfb\n" in done.stderr
+    assert f"sudo apt-get install {package}\n" in done.stderr
 
 
 def test_other_systems_get_the_package_names(sandbox: Sandbox) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
-from app.server import info_routes
+from app.server import info_routes, openapi
 from app.server.completion_schema import completion_request
 from app.server.completions_route import complete
 from app.server.context import Context
@@ -18,6 +18,7 @@ from app.server.errors import ApiError, ClientGone
 from app.server.generate_route import generate
 from app.server.guards import guarded
 from app.server.metrics import Metrics
+from app.server.pages import page
 from app.server.schemas import generate_request
 from app.server.settings import ServerSettings
 from engine import __version__
@@ -39,6 +40,7 @@ def create_app(worker: Worker, settings: ServerSettings, metrics: Metrics | None
         title="GPT-2 Workbench",
         version=__version__,
         description="Texts continued by GPT-2. What it writes is unfiltered and made up.",
+        docs_url=None,
         redoc_url=None,
     )
     _add_error_handlers(app)
@@ -71,29 +73,86 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_routes(app: FastAPI, context: Context) -> None:
-    completion_model = completion_request(context.settings)
-    generate_model = generate_request(context.settings)
+    settings = context.settings
+    _add_text_routes(app, context)
 
-    @app.post("/generate", summary="Continue a prompt, with every option of the program")
-    async def generate_(request: Request) -> Response:
-        return await generate(context, generate_model, request)
+    errors = openapi.errors(settings, body=True)
 
-    @app.post("/v1/completions", summary="OpenAI's completions")
-    async def completions(request: Request) -> Response:
-        return await complete(context, completion_model, request)
+    @app.get("/", include_in_schema=False)
+    async def try_it() -> Response:
+        return page("page.html")
 
-    @app.get("/health", summary="Whether a model is ready")
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return page("docs.html")
+
+    @app.get(
+        "/health",
+        summary="Whether a model is ready",
+        responses=openapi.answers(settings, openapi.Health)
+        | {503: {"model": openapi.Health, "description": "Not yet."}},
+        response_class=Response,
+    )
     async def health() -> Response:
         return info_routes.health(context)
 
-    @app.get("/v1/models", summary="The loaded model")
+    @app.get(
+        "/v1/models",
+        summary="The loaded model",
+        responses=openapi.answers(settings, openapi.ModelList),
+        response_class=Response,
+    )
     async def models() -> Response:
         return info_routes.models(context)
 
-    @app.get("/v1/models/{name:path}", summary="The loaded model by name")
+    @app.get(
+        "/v1/models/{name:path}",
+        summary="The loaded model by name",
+        responses=openapi.answers(settings, openapi.Model)
+        | {status: errors[status] for status in (404, 503)},
+        response_class=Response,
+    )
     async def model(name: str) -> Response:
         return info_routes.model(context, name)
 
-    @app.get("/metrics", summary="Counters for Prometheus")
+    @app.get(
+        "/metrics",
+        summary="Counters for Prometheus",
+        responses=openapi.errors(settings),
+        response_class=PlainTextResponse,
+    )
     async def metrics() -> Response:
         return info_routes.metrics(context)
+
+
+def _add_text_routes(app: FastAPI, context: Context) -> None:
+    settings = context.settings
+    completion_model = completion_request(settings)
+    generate_model = generate_request(settings)
+    openapi.complete_document(app, [generate_model, completion_model], settings)
+
+    @app.post(
+        "/generate",
+        summary="Continue a prompt, with every option of the program",
+        responses=openapi.answers(
+            settings, openapi.Text | openapi.Texts | openapi.Results, body=True
+        ),
+        openapi_extra=openapi.body_of(
+            generate_model, {"prompt": "Once upon a time", "max_length": 100}
+        ),
+        response_class=Response,
+    )
+    async def generate_(request: Request) -> Response:
+        return await generate(context, generate_model, request)
+
+    @app.post(
+        "/v1/completions",
+        summary="OpenAI's completions",
+        responses=openapi.answers(settings, openapi.CompletionAnswer, body=True),
+        openapi_extra=openapi.body_of(
+            completion_model, {"prompt": "Once upon a time", "max_tokens": 50}
+        ),
+        response_class=Response,
+    )
+    async def completions(request: Request) -> Response:
+        return await complete(context, completion_model, request)

@@ -23,6 +23,7 @@ from app.server.settings import LOOPBACK, ServerSettings
 
 # Without the key: what is the same for everybody, and what a supervisor asks.
 PUBLIC = frozenset({"/", "/health", "/docs", "/openapi.json"})
+WITH_BODY = frozenset({"/generate", "/v1/completions"})
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 _READING = ("GET", "HEAD")
 
@@ -141,7 +142,8 @@ class KeyGuard(Guard):
 class BodyGuard(Guard):
     """JSON only, no more than so many bytes, and not slower than so many seconds.
 
-    text/plain and forms are what a foreign page can send without being asked first.
+    text/plain and forms are what a foreign page can send without being asked first. Only of the
+    routes that take a body: the others read none.
     """
 
     def __init__(self, app: ASGIApp, most: int, seconds: float) -> None:
@@ -149,7 +151,7 @@ class BodyGuard(Guard):
         self._most, self._seconds = most, seconds
 
     def refusal(self, scope: Scope) -> ApiError | None:
-        if scope["method"] != "POST":
+        if not _takes_body(scope):
             return None
         kind = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
         if kind != "application/json":
@@ -163,7 +165,7 @@ class BodyGuard(Guard):
         return ApiError(413, f"the body is larger than {self._most} bytes; send less")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
+        if scope["type"] == "http" and _takes_body(scope):
             receive = self._limited(receive)
         await super().__call__(scope, receive, send)
 
@@ -220,6 +222,10 @@ class Counting:
             route: Any = scope.get("route")
             path = getattr(route, "path", "other")
             self._metrics.ended(path, status, time.perf_counter() - began)
+
+
+def _takes_body(scope: Scope) -> bool:
+    return scope["method"] == "POST" and scope["path"] in WITH_BODY
 
 
 def _is_address(name: str) -> bool:

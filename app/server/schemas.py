@@ -104,8 +104,10 @@ def read(model: type[Strict], body: bytes) -> Strict:
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
         first = found[0]
+        if first["type"] == "json_invalid":
+            raise ApiError(400, f"the body cannot be read: {first['msg']}") from None
         if not first["loc"]:
-            raise ApiError(400, f"the body must be a JSON object: {first['msg']}") from None
+            raise ApiError(400, "the body must be a JSON object with a prompt") from None
         param = str(first["loc"][0])
         said = dict.fromkeys(e["msg"] for e in found if e["loc"][:1] == first["loc"][:1])
         why = " or ".join(list(said)[:3])

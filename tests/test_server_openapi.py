@@ -1,0 +1,69 @@
+"""The server against its own OpenAPI document: schemathesis, with data that fit and that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import Case, GenerationMode
+from schemathesis.schemas import BaseSchema
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from tests.server_support import WAIT_S, client, loaded, running
+
+EXAMPLES = 100  # an operation, of data that fit and again of data that do not
+BOTH = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+OPERATIONS = {
+    ("post", "/generate"): BOTH,
+    ("post", "/v1/completions"): BOTH,
+    ("get", "/v1/models/{name}"): BOTH[:1],  # any text is a name
+    ("get", "/v1/models"): BOTH[:1],
+    ("get", "/health"): BOTH[:1],
+    ("get", "/metrics"): BOTH[:1],
+}
+
+
+@pytest.fixture(scope="module")
+def document(tiny_model_dir: Path) -> Iterator[BaseSchema]:
+    """The document of a server whose texts are short, so that many fit into the time."""
+    with (
+        loaded(tiny_model_dir) as worker,
+        running(worker, max_tokens=4, max_texts=3, max_prompt_tokens=200) as runner,
+        client(runner) as http,
+    ):
+        schema = schemathesis.openapi.from_dict(http.get("/openapi.json").json())
+        schema.config.update(base_url=str(runner.address))
+        yield schema
+        assert http.get("/health").json()["queue"]["active"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_every_operation_keeps_to_its_description(
+    document: BaseSchema, method: str, path: str
+) -> None:
+    """No status, shape or content type that is not described: so no 5xx but 503, and no hang."""
+    for mode in OPERATIONS[method, path]:
+
+        @settings(
+            max_examples=EXAMPLES,
+            derandomize=True,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=document[path][method].as_strategy(generation_mode=mode))
+        def keeps_to_it(case: Case) -> None:
+            # What fits the schema may still be refused: options can contradict each other.
+            case.call_and_validate(timeout=WAIT_S, excluded_checks=[positive_data_acceptance])
+
+        keeps_to_it()
+
+
+def test_the_operations_are_those_of_the_document(document: BaseSchema) -> None:
+    described = {(method, path) for path, item in document.items() for method in item}
+    assert described == set(OPERATIONS)

@@ -1,0 +1,194 @@
+"""`python main.py serve` as a process: begins, drains, ends at once, and tells what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.serve_command import settings_from
+from app.server.runner import ServerRunner
+from app.server.settings import ServerSettings
+from engine.errors import ConfigError, ServerError
+from engine.worker import Worker
+from tests.server_support import WAIT_S, client, running
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and files of Linux")
+
+
+class Served:
+    """A `serve` process and what it has said."""
+
+    def __init__(self, *args: str) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "main.py", "serve", "--port", "0", *args],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+
+    def said(self, start: str) -> str:
+        """The first line that begins so, once it is there."""
+
+        def found() -> str | None:
+            return next((line for line in self.lines if line.startswith(start)), None)
+
+        with self._news:
+            assert self._news.wait_for(found, WAIT_S), self.lines
+            return str(found())
+
+    @property
+    def url(self) -> str:
+        return self.said("listening on ").rpartition(" ")[2]
+
+    def end(self) -> int:
+        status = self.process.wait(WAIT_S)
+        self._reader.join(WAIT_S)
+        return status
+
+
+@contextlib.contextmanager
+def served(*args: str) -> Iterator[Served]:
+    process = Served(*args)
+    try:
+        yield process
+    finally:
+        if process.process.poll() is None:
+            process.process.kill()
+        process.end()
+
+
+@contextlib.contextmanager
+def writing(url: str, new_tokens: int) -> Iterator[Iterator[str]]:
+    """A streamed text that has begun: the lines of its messages."""
+    body = {
+        "prompt": "The sun",
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": new_tokens,
+        "context_policy": "reset",
+        "stream": True,
+    }
+    with httpx.stream(
+        "POST", f"{url}/generate", json=body, timeout=WAIT_S, trust_env=False
+    ) as answer:
+        assert answer.status_code == 200
+        lines = (line for line in answer.iter_lines() if line)
+        next(lines)
+        yield lines
+
+
+def test_sigterm_lets_the_text_end_and_takes_no_more(tiny_model_dir: Path) -> None:
+    with served("--model", str(tiny_model_dir), "--threads", "1") as server:
+        url = server.url
+        # It listens before the model is there.
+        health = httpx.get(f"{url}/health", timeout=WAIT_S, trust_env=False)
+        assert health.json()["status"] in ("loading", "ready")
+        assert health.status_code == (200 if health.json()["status"] == "ready" else 503)
+        server.said("serving ")
+        taken = subprocess.run(
+            [sys.executable, "main.py", "serve", "--port", url.rpartition(":")[2]],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+        )
+        assert taken.returncode == 1
+        (line,) = taken.stderr.splitlines()
+        assert line.startswith("error: port ") and "taken" in line
+        with writing(url, 4096) as lines:
+            server.process.send_signal(signal.SIGTERM)
+            *_, result, done = lines
+            assert done == "data: [DONE]"
+            told = json.loads(result.removeprefix("data: "))
+            assert (told["finish_reason"], len(told["token_ids"])) == ("length", 4096)
+        assert server.end() == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health", trust_env=False)
+
+
+def test_a_second_signal_ends_it_at_once(tiny_model_dir: Path) -> None:
+    endless = ("--max-tokens", "1000000", "--drain", "3600")
+    with served("--model", str(tiny_model_dir), "--threads", "1", *endless) as server:
+        server.said("serving ")
+        with writing(server.url, 1_000_000) as lines:
+            server.process.send_signal(signal.SIGTERM)
+            server.said("ending: ")
+            next(lines)  # it goes on
+            server.process.send_signal(signal.SIGTERM)
+            begun = time.monotonic()
+            with contextlib.suppress(httpx.HTTPError):
+                for _ in lines:
+                    pass
+            assert server.end() == 0
+            assert time.monotonic() - begun < 30
+
+
+def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tmp_path: Path) -> None:
+    with served("--model", str(tmp_path)) as server:
+        assert server.end() == 1
+        assert server.lines[-1].startswith("error: ")
+        assert "Traceback" not in "\n".join(server.lines)
+
+
+@pytest.mark.slow
+def test_what_drains_too_long_is_cut_off(tiny_model_dir: Path) -> None:
+    with served(
+        "--model", str(tiny_model_dir), "--max-tokens", "1000000", "--drain", "1"
+    ) as server:
+        server.said("serving ")
+        with writing(server.url, 1_000_000) as lines, contextlib.suppress(httpx.HTTPError):
+            server.process.send_signal(signal.SIGINT)
+            for _ in lines:
+                pass
+        assert server.end() == 0
+
+
+def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT2_WORKBENCH_API_KEY", "from-the-environment")
+    assert settings_from({}).api_key == "from-the-environment"
+    assert settings_from({"api_key": "given"}).api_key == "given"
+    monkeypatch.delenv("GPT2_WORKBENCH_API_KEY")
+    assert settings_from({}).api_key is None
+    with pytest.raises(ConfigError, match="GPT2_WORKBENCH_API_KEY"):
+        settings_from({"host": "0.0.0.0"})
+
+
+def test_a_server_in_a_thread_leaves_nothing_behind() -> None:
+    worker = Worker()
+    worker.start()
+    before, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+    try:
+        for _ in range(3):
+            with running(worker) as runner, client(runner) as http:
+                assert http.get("/health").status_code == 503
+                with pytest.raises(ServerError, match="taken"):
+                    port = int(str(runner.address).rpartition(":")[2])
+                    ServerRunner(worker, ServerSettings(port=port)).start()
+            assert not runner.running and runner.address is None
+        assert set(threading.enumerate()) == before
+        assert len(os.listdir("/proc/self/fd")) <= files + 2
+    finally:
+        worker.close()
