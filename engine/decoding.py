@@ -61,31 +61,37 @@ def many_steps(
     pass.
     """
     run = backend.start_decoding([g.decode_request() for g in generations])
-    polled, read = [0] * len(generations), [0] * len(generations)
+    requests = list(enumerate(generations))
+    polled, read = [0] * len(requests), [0] * len(requests)
+    unread = [i for i, g in requests if g.reading]
 
     def progress() -> Iterator[tuple[Generation, list[Event]]]:
-        for i, count in enumerate(run.read()):
-            if count > read[i] and not polled[i]:
-                yield generations[i], generations[i].has_read(count - read[i])
-                read[i] = count
+        """How far those have come that have no token yet."""
+        unread[:] = [i for i in unread if not polled[i]]
+        counts = run.read() if unread else ()
+        for i in unread:
+            if counts[i] > read[i]:
+                yield generations[i], generations[i].has_read(counts[i] - read[i])
+                read[i] = counts[i]
 
     try:
         started(run)
         over = False
         while not over:
             over = run.done  # asked before polling, so that the last tokens are polled too
-            for i, tokens in enumerate(run.poll(POLL_S)):
-                generation, first = generations[i], polled[i]
-                polled[i] += len(tokens)
+            for (i, generation), tokens in zip(requests, run.poll(POLL_S), strict=True):
+                if not tokens:
+                    continue
+                first, polled[i] = polled[i], polled[i] + len(tokens)
                 records = run.records(i, first, polled[i])
                 for token_id, record in zip_longest(tokens, records):
                     if generation.done:  # by what the backend knows nothing of
                         break
                     yield generation, generation.accept_token(token_id, record)
+                if generation.done or generation.reading:
+                    run.stop()
             yield from progress()
-            if interrupted() or any(
-                g.done or (g.reading and new) for g, new in zip(generations, polled, strict=True)
-            ):
+            if interrupted():
                 run.stop()
     finally:
         run.close()

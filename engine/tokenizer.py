@@ -39,12 +39,12 @@ class Tokenizer:
         if end_of_text is None:
             self.end_of_text = self._inner.token_to_id("<|endoftext|>")
         # Added tokens are written as they are, not in GPT-2's stand-ins for bytes.
-        self._added = {
+        self._bytes = {  # of tokens that were asked for, and of those
             token_id: b"" if token.special else token.content.encode()
             for token_id, token in self._inner.get_added_tokens_decoder().items()
         }
         if self.end_of_text is not None:
-            self._added[self.end_of_text] = b""
+            self._bytes[self.end_of_text] = b""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; PromptError where it is not valid Unicode."""
@@ -69,15 +69,19 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for; nothing for special ones and ids beyond the vocabulary."""
-        if token_id in self._added:
-            return self._added[token_id]
+        known = self._bytes.get(token_id)
+        if known is not None:
+            return known
         symbol = self._inner.id_to_token(token_id)
         if symbol is None:
             return b""
         table = _byte_of_symbol()
         if all(c in table for c in symbol):
-            return bytes(table[c] for c in symbol)
-        return str(symbol).encode()
+            spelt = bytes(table[c] for c in symbol)
+        else:
+            spelt = str(symbol).encode()
+        self._bytes[token_id] = spelt
+        return spelt
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of the ids; bytes that form no character become U+FFFD."""

@@ -115,6 +115,7 @@ class NativeDecoding:
         self._runner, self._caches = runner, list(caches)
         self._stop = np.zeros(1, np.int64)
         self._seen = [0] * len(requests)
+        self._nothing: list[list[int]] = [[] for _ in requests]
         self._sequences = np.zeros(len(requests), sample.SEQUENCE)
         self._tokens = []
         self._unread: list[NDArray[np.int64]] = []
@@ -200,16 +201,18 @@ class NativeDecoding:
     def poll(self, timeout: float) -> list[list[int]]:
         if self._open:
             self._call.wait(timeout)
-        fresh = []
-        for i, tokens in enumerate(self._tokens):
-            published = int(self._sequences["published"][i])
-            fresh.append(tokens[self._seen[i] : published].tolist())
-            self._seen[i] = published
-        return fresh
+        published = self._sequences["published"].tolist()
+        seen, self._seen = self._seen, published
+        if published == seen:  # most often: this is asked several times a step
+            return self._nothing
+        return [
+            tokens[first:last].tolist() if last > first else []
+            for tokens, first, last in zip(self._tokens, seen, published, strict=True)
+        ]
 
     def read(self) -> list[int]:
-        left = self._sequences["unread_left"]
-        return [len(unread) - int(n) for unread, n in zip(self._unread, left, strict=True)]
+        left = self._sequences["unread_left"].tolist()
+        return [len(unread) - n for unread, n in zip(self._unread, left, strict=True)]
 
     def records(self, request: int, first: int, last: int) -> list[StepRecord]:
         steps = self._steps[request]
