@@ -1,9 +1,9 @@
 """`python main.py serve` with a planted fault, to prove that the soak finds such a fault.
 
-    python testing/planted_server.py leak|wrong-byte [--every N] serve --model verse --port 0
+    python testing/planted_server.py leak|wrong-byte [--amount N] serve --model verse --port 0
 
-The faults lie around the server's application, so none of its code knows them: `leak` keeps some
-memory for every request, `wrong-byte` changes one letter in every Nth text.
+The faults lie around the server's application, so none of its code knows them: `leak` keeps N
+bytes for every request, `wrong-byte` changes one letter in every Nth text.
 """
 
 from __future__ import annotations
@@ -16,23 +16,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-FAULTS = ("leak", "wrong-byte")
-LEAKED_BYTES = 64_000  # a request
-EVERY = 200
+FAULTS = {"leak": 64_000, "wrong-byte": 200}  # and the amount where none is given
 HONEST = 100  # requests before the first wrong letter: the solo texts are right
 _TEXT = b'"text":"'
 
 
 class Leak:
-    """Keeps memory for every POST."""
+    """Keeps so many bytes for every POST."""
 
-    def __init__(self, app: Any, every: int) -> None:
-        self._app = app
+    def __init__(self, app: Any, size: int) -> None:
+        self._app, self._size = app, size
         self._kept: list[bytes] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope.get("method") == "POST":
-            self._kept.append(b"\x01" * LEAKED_BYTES)
+            self._kept.append(b"\x01" * self._size)
         await self._app(scope, receive, send)
 
 
@@ -72,7 +70,7 @@ def _with_other_letter(body: bytes) -> bytes:
     return body
 
 
-def plant(fault: str, every: int) -> None:
+def plant(fault: str, amount: int) -> None:
     """From now on the server's applications have the fault."""
     from app.server import runner
 
@@ -80,17 +78,17 @@ def plant(fault: str, every: int) -> None:
     wrap = {"leak": Leak, "wrong-byte": WrongByte}[fault]
 
     def planted(*args: Any, **options: Any) -> Any:
-        return wrap(create(*args, **options), every)
+        return wrap(create(*args, **options), amount)
 
     vars(runner)["create_app"] = planted
 
 
 def main(argv: list[str]) -> int:
     fault, *rest = argv
-    every = EVERY
-    if rest[0] == "--every":
-        every, rest = int(rest[1]), rest[2:]
-    plant(fault, every)
+    amount = FAULTS[fault]
+    if rest[0] == "--amount":
+        amount, rest = int(rest[1]), rest[2:]
+    plant(fault, amount)
     from app.cli import run
 
     return run(rest)

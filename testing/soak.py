@@ -118,8 +118,8 @@ def command_line(chosen: argparse.Namespace, model: str) -> list[str]:
         serve += ["--precision", chosen.precision]
     if chosen.plant:
         planted = ["testing/planted_server.py", chosen.plant]
-        if chosen.every:
-            planted += ["--every", str(chosen.every)]
+        if chosen.amount:
+            planted += ["--amount", str(chosen.amount)]
         return [*planted, *serve]
     return ["main.py", *serve]
 
@@ -176,7 +176,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=48)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--plant", choices=FAULTS, help="a fault that has to be found")
-    parser.add_argument("--every", type=int, help="of a planted wrong byte: every Nth text")
+    parser.add_argument("--amount", type=int, help="bytes a request, or every how many texts")
     parser.add_argument("--to", type=Path, default=ROOT / "build" / "soak")
     return parser.parse_args(argv)
 
