@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,19 +192,25 @@ def plan(
             found.append(
                 Measurement({**labels, "arithmetic": one.arithmetic}, one.subject(model), work)
             )
-    for name, task in judges.items():
-        by_arithmetic = {one.arithmetic: one for one in reversed(chosen)}
-        for arithmetic, one in reversed(by_arithmetic.items()):
-            found.append(
-                Measurement(
-                    {"judged": name, "arithmetic": arithmetic},
-                    one.subject(find_model(name)),
-                    task,
-                    runs=1,
-                    warmup=0,
-                )
-            )
-    return found
+    subjects = {one.arithmetic: one.subject for one in reversed(chosen)}
+    return [*found, *judgements(dict(reversed(subjects.items())), judges)]
+
+
+def judgements(
+    subjects: Mapping[str, Callable[[Model], Subject]], judges: Mapping[str, Judged]
+) -> list[Measurement]:
+    """The quality of each arithmetic, by its name, on the models that are judged."""
+    return [
+        Measurement(
+            {"judged": name, "arithmetic": arithmetic},
+            subject(find_model(name)),
+            task,
+            runs=1,
+            warmup=0,
+        )
+        for name, task in judges.items()
+        for arithmetic, subject in subjects.items()
+    ]
 
 
 def documents(name: str, text: Path | None, count: int, tokens: int) -> Judged:

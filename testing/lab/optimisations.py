@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from engine.config import GenerationConfig
 from testing.lab import plots
@@ -23,7 +22,7 @@ from testing.lab.experiment import Experiment, Settings
 from testing.lab.measurement import Measurement
 from testing.lab.models import find_model
 from testing.lab.record import Record, Row
-from testing.lab.tables import Column, table
+from testing.lab.tables import Column, samples, table
 
 COLUMNS: dict[str, Column] = {
     "tokens/s": ("tokens_per_s", 1.0, 1),
@@ -120,17 +119,6 @@ def tables(record: Record) -> list[Table]:
             found.append(table(f"texts of {rows[0].model}", rows, labels, WRITTEN))
             found.append(samples(rows, "configuration"))
     return found
-
-
-def samples(rows: Sequence[Row], by: str) -> Table:
-    """The first trial's text of each row, side by side as far as a terminal is wide."""
-    made = Table(title=f"samples of {rows[0].model}", show_lines=True)
-    made.add_column(by)
-    made.add_column("text", overflow="fold")
-    for row in rows:
-        if "sample" in row.texts:
-            made.add_row(str(row.labels[by]), Text(row.texts["sample"]))
-    return made
 
 
 def draw(record: Record, folder: Path) -> list[Path]:

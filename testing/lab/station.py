@@ -23,6 +23,7 @@ PRELOADED = (
     *("numba", "torch", "transformers.models.gpt2.modeling_gpt2"),
     *("engine.backends.native_backend", "engine.decoding", "engine.quality"),
 )
+PATIENCE_S = 3.0  # for a process to end by itself
 _MB = 1e6
 
 
@@ -118,8 +119,8 @@ class _Process:
         )
 
     def close(self) -> None:
-        self._here.close()
-        self._process.join(0.0)
+        self._here.close()  # which ends it, unless it is busy
+        self._process.join(PATIENCE_S)
         if self._process.is_alive():
             self._process.terminate()
             self._process.join(10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from testing.lab.record import Row
 
@@ -49,3 +50,14 @@ def cell(row: Row, column: Column) -> str:
     if found is None or found["n"] == 1:
         return text
     return f"{text} ({found['q1'] * factor:,.{decimals}f}-{found['q3'] * factor:,.{decimals}f})"
+
+
+def samples(rows: Sequence[Row], by: str) -> Table:
+    """The text of each row's first trial, where it wrote one, below each other."""
+    made = Table(title=f"samples of {rows[0].model}", show_lines=True)
+    made.add_column(by)
+    made.add_column("text", overflow="fold")
+    for row in rows:
+        if "sample" in row.texts:
+            made.add_row(str(row.labels[by]), Text(row.texts["sample"]))
+    return made
