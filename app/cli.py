@@ -19,7 +19,7 @@ from app.flags import Parser, add_options, chosen, natural_number
 from app.server.settings import ServerSettings
 from app.stress.flags import add_stress_flags
 from engine import __version__
-from engine.config import GenerationConfig, LoadConfig
+from engine.config import FinetuneConfig, GenerationConfig, LoadConfig
 from engine.errors import EngineError
 
 DESCRIPTION = """\
@@ -135,6 +135,9 @@ def build_parser() -> argparse.ArgumentParser:
     stress = add("stress", "load a server with many clients and check every text it writes")
     add_stress_flags(stress)
 
+    finetune = add("finetune", "train a model on your own text")
+    add_options(finetune, FinetuneConfig)
+
     diagnostics = add("diagnostics", "show versions, hardware, folders and the last errors")
     diagnostics.add_argument("--json", action="store_true", help="as JSON")
     return parser
@@ -224,6 +227,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         from app.stress_command import plan_of, stress_command
 
         return stress_command(plan_of(args), args.to, as_json=args.json)
+    if args.command == "finetune":
+        from app.finetune_command import finetune_command
+
+        return finetune_command(chosen(args, FinetuneConfig))
     from app import diagnostics
 
     if args.json:

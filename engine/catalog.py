@@ -16,6 +16,7 @@ from engine.checkpoint import Checkpoint, ModelConfig, read_config
 from engine.config import EMBEDDED
 from engine.errors import CheckpointError, EngineError, ModelNotFoundError
 from engine.memory import human_bytes
+from engine.training.run_log import describe_run
 
 Source = Literal["embedded", "hub", "local"]
 
@@ -330,7 +331,8 @@ def _fine_tunes() -> list[ModelEntry]:
 
 
 def _local(folder: Path, shape: ModelConfig, name: str = "") -> ModelEntry:
-    return ModelEntry(name or str(folder), "local", shape, f"In {folder}", folder=folder)
+    description = describe_run(folder) or f"In {folder}"
+    return ModelEntry(name or str(folder), "local", shape, description, folder=folder)
 
 
 def _as_path(text: str) -> Path | None:

@@ -25,7 +25,7 @@ HEAVY_LIBRARIES = set[str]().union(
 # These modules exist to use one of the libraries, and are imported only when it is wanted.
 TORCH_MODULES = re.compile(
     r"engine\.(backends\.torch_\w+|onnx\.graph|quality|training\.(?!("
-    r"advice|checkpoints|config|data|launch|overlap|reading|run_log|token_store"
+    r"advice|checkpoints|config|data|launch|overlap|reading|run_folder|run_log|token_store"
     r")$)\w+)(\.|$)"
 )
 ONNX_MODULES = re.compile(r"engine\.(backends\.onnx_backend|onnx\.export|onnx\.graph)(\.|$)")

@@ -122,6 +122,25 @@ def list_runs(folder: Path) -> list[tuple[Path, Run]]:
     return sorted(found, key=lambda item: item[1].updated, reverse=True)
 
 
+def describe_run(folder: Path) -> str:
+    """One line on the model that a run has left in its folder; "" where there was no run."""
+    try:
+        run = read_run(folder)
+    except (StorageError, TrainingError):
+        return ""
+    if run is None:
+        return ""
+    try:
+        files, loss = run.data.get("files") or [{}], run.totals.get("eval_loss")
+        text = Path(str(files[0].get("path", "a text"))).name
+    except (AttributeError, KeyError, TypeError):  # somebody has edited it
+        return ""
+    base = Path(str(run.config.get("model_name"))).name
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    held_out = f"; held-out loss {loss:.3f}" if isinstance(loss, float) else ""
+    return f"Fine-tuned from {base} on {text}{more}{held_out}"
+
+
 def request_stop(folder: Path) -> None:
     """Ask the run to save a checkpoint and end as paused; StorageError where that fails."""
     atomic.write_bytes(folder / STOP_FILE, b"")
@@ -163,7 +182,9 @@ class LogWriter:
         return event
 
     def close(self) -> None:
-        """The file is synced as far as the system lets it."""
+        """The file is synced as far as the system lets it. May be called twice."""
+        if self._file.closed:
+            return
         with contextlib.suppress(OSError):
             os.fsync(self._file.fileno())
         self._file.close()
@@ -225,7 +246,8 @@ class LogReader:
         if not isinstance(step, int):
             return
         if event["kind"] == "start":
-            self.events = [old for old in self.events if old["step"] <= step]
+            # At 0 everything begins again, the first evaluation too.
+            self.events = [old for old in self.events if step and old["step"] <= step]
         self.events.append(event)
 
 
