@@ -36,13 +36,14 @@ from engine.events import (
     ModelInfo,
 )
 from engine.fast_path import Decoding
-from engine.generation import PREFILL_CHUNK, Writing, with_seed
+from engine.generation import Writing, with_seed
 from engine.held import Held, bandwidth, read_model
 from engine.job import Job, failure
 from engine.places import Occupancy, Places
 from engine.request import Prompt, TextRequest
 from engine.slots import SlotPool
 from engine.step_record import StepRecord
+from engine.turns import Entry, apart, due
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ class Worker:
         self._ids = itertools.count(1)
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._line = Line()
-        self._active: list[tuple[Job, Writing]] = []
+        self._active: list[Entry] = []
+        self._step_s = 0.0  # how long the last single step took
         self._held: Held | None = None
         self._closing = threading.Event()
         self._gate = threading.Lock()  # no command may slip in behind the last look at the inbox
@@ -412,8 +414,7 @@ class Worker:
         if not going:
             return
         try:
-            if not self._run_on(held.backend, going):
-                self._one_step(held.backend, going)
+            self._go_on(held.backend, going)
         except Exception as error:
             # Every cache that was named to the backend has an undefined content now.
             for job, writing in going:
@@ -435,10 +436,24 @@ class Worker:
                     self._publish(job, failure(job, writing.error, "choosing a token"))
         self._active = [entry for entry in self._active if not entry[1].done]
 
-    def _one_step(self, backend: Backend, going: list[tuple[Job, Writing]]) -> None:
-        due = _due(going)
-        rows = step(backend, [writing for _, writing in due])
-        for (job, writing), logits in zip(due, rows, strict=True):
+    def _go_on(self, backend: Backend, going: list[Entry]) -> None:
+        """The quickest way on. Texts that need a step for each token, as some rules and beams do,
+        and the others take turns of equal time, so that one such text does not slow all down."""
+        fast, others = apart(backend, going)
+        turns = bool(fast and others)
+        until = time.perf_counter() + self._step_s if turns else None
+        if not self._run_on(backend, fast if turns else going, until):
+            others = going
+        elif not turns:
+            return
+        begun = time.perf_counter()
+        self._one_step(backend, others)
+        self._step_s = time.perf_counter() - begun
+
+    def _one_step(self, backend: Backend, going: list[Entry]) -> None:
+        taking = due(going)
+        rows = step(backend, [writing for _, writing in taking])
+        for (job, writing), logits in zip(taking, rows, strict=True):
             try:
                 events = writing.accept(logits)
             except Exception as error:  # in choosing: the others' caches are sound
@@ -446,8 +461,9 @@ class Worker:
                 events = []
             self._publish(job, *events)
 
-    def _run_on(self, backend: Backend, going: list[tuple[Job, Writing]]) -> bool:
-        """Many tokens, until all texts are done or something else wants to be looked at.
+    def _run_on(self, backend: Backend, going: list[Entry], until: float | None) -> bool:
+        """Many tokens, until all texts are done or something else wants to be looked at, or
+        `until` that time.
 
         False, and nothing done, where only single steps go on.
         """
@@ -458,8 +474,9 @@ class Worker:
             self._take_commands(wait=False)
             return (
                 self._closing.is_set()
+                or (until is not None and time.perf_counter() >= until)
                 or any(job.cancelled for job in jobs)
-                or self._line.ready(writings, self._limit)
+                or self._line.ready(self._writings, self._limit)
             )
 
         def started(run: Decoding) -> None:
@@ -477,21 +494,3 @@ class Worker:
             for job in jobs:
                 job.interrupt = self._look
         return True
-
-
-def _due(going: list[tuple[Job, Writing]]) -> list[tuple[Job, Writing]]:
-    """Who takes part in a pass: all that write, and of those that read what makes one chunk.
-
-    So many long prompts at once delay the texts being written, and a cancellation, no more than
-    one does. A text's own chunks stay the same, for backends whose rounding depends on them.
-    """
-    due, room = [], PREFILL_CHUNK
-    for job, writing in going:
-        if writing.reading:
-            tokens = sum(len(ids) for _, ids in writing.work())
-            if room < tokens:
-                room = 0  # in turn: a short prompt does not overtake
-                continue
-            room -= tokens
-        due.append((job, writing))
-    return due

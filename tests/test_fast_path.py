@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engine.config import GenerationConfig
-from engine.decoding import generate
+from engine.decoding import generate, step
 from engine.errors import BackendError
 from engine.events import Failed, Finished, Prefill, Reread, Started, Token
 from engine.held import Held
@@ -181,6 +181,35 @@ def test_the_worker_takes_in_new_texts_while_a_run_is_under_way(
     for end, expected in zip(ends, alone, strict=True):
         assert isinstance(end, Finished) and isinstance(expected, Finished)
         assert end.token_ids == expected.token_ids
+    assert any(len(run.requests) == 2 for run in backend.runs)
+
+
+def test_a_text_that_needs_single_steps_leaves_the_others_on_the_fast_path(
+    worker: Worker, hold: Hold, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped: set[bool] = set()
+
+    def seen(backend: Any, writings: Any) -> Any:
+        stepped.update(getattr(writing, "fast", False) for writing in writings)
+        return step(backend, writings)
+
+    monkeypatch.setattr("engine.worker.step", seen)
+    gate = threading.Semaphore(0)
+    backend = FastScriptedBackend(gate=gate, per_poll=1)
+    hold(backend)
+    asked = [
+        ("a", CONFIG.replace(max_new_tokens=20)),
+        ("b", CONFIG.replace(max_new_tokens=20, repetition_penalty=1.4)),
+        ("z" * 40, CONFIG.replace(max_new_tokens=10, seed=4)),
+        ("c", CONFIG.replace(decoding="beam", num_beams=2)),
+    ]
+    jobs = [worker.generate(*one) for one in asked]
+    gate.release(10_000)
+    for job, (prompt, config) in zip(jobs, asked, strict=True):
+        end = job.result(10)
+        alone = list(generate(ScriptedBackend(), tokenizer, prompt, config))[-1]
+        assert plain([end]) == plain([alone])
+    assert stepped == {False}
     assert any(len(run.requests) == 2 for run in backend.runs)
 
 
