@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +105,17 @@ def test_it_listens_on_the_port_that_is_set_and_shows_its_address(setup: Setup) 
     assert "serve.start" not in bench.ui.rectangles
     bench.click("serve.address")
     assert clipboard.current().get() == setup.serving.address == "http://localhost:8123"
+
+
+def test_a_backend_that_is_not_exact_in_company_is_named(setup: Setup) -> None:
+    bench = setup.bench
+    setup.start()
+    bench.load()
+    assert "serve.inexact" not in bench.ui.rectangles
+    assert bench.state.model is not None
+    bench.state.model = replace(bench.state.model, backend="torch")
+    bench.frame()
+    assert "serve.inexact" in bench.ui.rectangles
 
 
 def test_the_load_is_live(setup: Setup) -> None:

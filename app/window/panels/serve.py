@@ -11,6 +11,7 @@ from app.window.panels.performance import hero, row
 from app.window.serving import SAMPLE_S, ServeStatus
 from app.window.theme import px
 from app.window.ui import Ui
+from engine import backends
 
 _ABOUT = (
     "Other programs on this machine can use the loaded model: OpenAI's clients, scripts, a browser."
@@ -92,6 +93,12 @@ def _address(ui: Ui, width: float) -> None:
         widgets.small("Answering what is under way; no more is taken.")
     elif ui.state.model is None:
         widgets.small("No model is loaded yet: requests are told to try again.", "warn")
+    elif not backends.find(ui.state.model.backend).invariant:
+        widgets.small(
+            "On this backend texts that are written together may differ in near-ties from what "
+            "they are alone; the native one is exact."
+        )
+        ui.mark("serve.inexact")
 
 
 def _figures(ui: Ui) -> None:
