@@ -192,3 +192,10 @@ def test_a_server_in_a_thread_leaves_nothing_behind() -> None:
         assert len(os.listdir("/proc/self/fd")) <= files + 2
     finally:
         worker.close()
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    for name, option in ServerSettings.options().items():
+        default = "none" if option.default in ((), None) else option.default
+        assert f"| `{option.flag}` | {default} |" in text, name
