@@ -186,6 +186,22 @@ def test_a_run_that_was_killed_goes_on_from_its_newest_whole_checkpoint(
     assert any("step-00000008" in w and "SHA-256 differs" in w for w in warnings)
 
 
+def test_a_run_that_was_killed_at_its_very_end_is_only_finished(
+    whole: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    for name in ("model.safetensors", "config.json", "README.md"):
+        (out / name).unlink()
+    run = run_log.read_run(out)
+    assert run is not None
+    run.status = "failed"
+    run_log.write_run(out, run)
+    done = resume(out)
+    assert (done.status, done.totals["steps"]) == ("done", 8)
+    assert same(out, whole[0]) and losses(out) == losses(whole[0])
+
+
 def test_a_run_without_a_checkpoint_begins_anew(
     whole: tuple[Path, Outcome], tmp_path: Path
 ) -> None:

@@ -225,9 +225,10 @@ class _Run:
         for line in (*remarks, *(data.report.warnings if newest is None else ())):
             self._emit("warning", newest.step if newest else 0, text=line)
         self._training = True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice to programmers, not to users
-            made.train(resume_from_checkpoint=str(newest.path) if newest else None)
+        if newest is None or not made.already_done(newest, steps):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # advice to programmers, not to users
+                made.train(resume_from_checkpoint=str(newest.path) if newest else None)
         return self._finish(made)
 
     def _check_data(self, data: Prepared) -> None:

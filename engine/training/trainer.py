@@ -125,6 +125,19 @@ class FinetuneTrainer(Trainer):
             callbacks=[_Control(self)],
         )
 
+    def already_done(self, checkpoint: checkpoints.SavedCheckpoint, steps: int) -> bool:
+        """Whether a checkpoint is that of a run's end, killed before it could say so.
+
+        Then it is taken as if training had just ended.
+        """
+        self._load_from_checkpoint(str(checkpoint.path))
+        patience = self.config.early_stopping_patience
+        self.ended_early = 0 < patience <= self.hooks.course.rises
+        if checkpoint.step < steps and not self.ended_early:
+            return False
+        self.state.global_step = checkpoint.step
+        return True
+
     # Data and speed
 
     def _get_train_sampler(self, train_dataset: Any = None) -> _EpochSampler:
