@@ -28,6 +28,7 @@ PACKAGES = (
     *("openvino", "optimum-intel", "nncf"),
     *("numpy", "numba", "llvmlite", "imgui", "glfw", "PyOpenGL", "PyOpenGL-accelerate"),
     *("psutil", "platformdirs", "rich"),
+    *("fastapi", "starlette", "uvicorn", "pydantic", "sse-starlette", "prometheus-client", "ray"),
 )
 VARIABLES = (
     *(paths.HOME_VARIABLE, "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"),

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
 from app.cli import run
 from app.replicas.front import Front, ReplicaLost
 from app.replicas.replica import run_application
+from app.server.guards import Counting
+from app.server.metrics import Metrics
 from app.stress.load import Target, model_name, run_load, solo_texts
 from app.stress.works import make_works
 from testing.soak import running_server
@@ -67,6 +71,8 @@ def ask(
     body: bytes = b"{}",
     method: str = "POST",
     retry_s: float = WAIT_S,
+    path: str = "/generate",
+    app: Any = None,
     leave: Callable[[], bool] = lambda: False,
 ) -> list[Any]:
     """The messages the client gets; it leaves where `leave` says so."""
@@ -90,7 +96,7 @@ def ask(
         "type": "http",
         "http_version": "1.1",
         "method": method,
-        "path": "/generate",
+        "path": path,
         "query_string": b"",
         "headers": [(b"host", b"localhost")],
         "client": ("127.0.0.1", 1),
@@ -100,7 +106,7 @@ def ask(
 
     async def drive() -> None:
         async with asyncio.timeout(WAIT_S):
-            await Front(replicas.call, retry_s=retry_s)(scope, receive, send)
+            await (app or Front(replicas.call, retry_s=retry_s))(scope, receive, send)
 
     asyncio.run(drive())
     return sent
@@ -220,6 +226,34 @@ def test_without_ray_the_line_to_install_it_is_told(
     )
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is missing")
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--model", "no-such-model"], "no-such-model"), ([], "is taken by another program")],
+    ids=["model", "port"],
+)
+def test_what_cannot_be_is_told_before_anything_is_started(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert run(["serve", "--replicas", "2", "--port", port, *flags]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_requests_are_counted_by_route_and_by_how_often_they_were_asked() -> None:
+    metrics = Metrics()
+    replicas = Replicas([LOST], [started(), piece(b"{}")])
+    app = Counting(Front(replicas.call, metrics), metrics)
+    ask(replicas, app=app)
+    _, page = ask(replicas, app=app, path="/metrics")
+    text = page["body"].decode()
+    assert 'workbench_requests_total{route="/generate",status="200"} 1.0' in text
+    assert "workbench_requests_retried_total 1.0" in text
+    assert "tokens" not in text and len(replicas.asked) == 2
+
+
 def replica_processes(pid: int) -> list[psutil.Process]:
     """The processes in which the model runs."""
     return [
@@ -227,6 +261,12 @@ def replica_processes(pid: int) -> list[psutil.Process]:
         for child in psutil.Process(pid).children(recursive=True)
         if any("ServeReplica" in part for part in child.cmdline())
     ]
+
+
+def texts_under_way(url: str) -> int:
+    """Of the replica that happens to answer."""
+    response = httpx.get(f"{url}/health", timeout=WAIT_S, trust_env=False)
+    return int(response.json()["queue"]["active"])
 
 
 @pytest.mark.slow
@@ -258,6 +298,7 @@ def test_one_of_two_replicas_is_killed_under_load() -> None:
             solo,
             concurrency=8,
             duration_s=60.0,
+            leave_every=5,
             progress=kill_one,
             stop=lambda: bool(killed) and len(so_far) > 250,
         )
@@ -279,6 +320,10 @@ def test_one_of_two_replicas_is_killed_under_load() -> None:
         ):
             assert time.monotonic() < deadline, "no replica took the place of the lost one"
             time.sleep(0.5)
-        seconds, status = server.end()
+        assert sum(a.left for a in result.answers) > 5
+        # What was left has stopped, in whichever replica it was.
+        while any(texts_under_way(server.url) for _ in range(10)):
+            assert time.monotonic() < deadline, "a text goes on that nobody reads"
+        _, status = server.end()
     assert status == 0, server.said[-3:]
     assert sys.platform != "linux" or not Path(f"/proc/{server.process.pid}").exists()

@@ -68,10 +68,11 @@ def running_replicas(load: LoadConfig, settings: ServerSettings, count: int) -> 
     """
     require_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     import ray
     from ray import serve
 
+    # Its level is set anew by Ray Serve; a filter stays.
+    logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
     joined = CLUSTER_VARIABLE in os.environ
     threads = load.threads or max(1, default_threads() // (1 if joined else count))
     ray.init(**_where(joined, threads * count))
@@ -80,9 +81,7 @@ def running_replicas(load: LoadConfig, settings: ServerSettings, count: int) -> 
         yield Replicas(_deploy(serve, load.replace(threads=threads), settings, count))
     finally:
         with contextlib.suppress(Exception):  # the cluster may have gone first
-            serve.delete(NAME)
-            if not joined:
-                serve.shutdown()
+            serve.delete(NAME)  # a cluster of our own ends with its last program
         ray.shutdown()
 
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 from prometheus_client import Counter, generate_latest
@@ -27,6 +28,10 @@ log = logging.getLogger(__name__)
 RETRY_S = 60.0  # a new replica has to load the model before it can answer
 GIVE_UP_READING_S = 5.0  # the same for GET: whoever asks for the health wants to hear soon
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+_ROUTES = frozenset(
+    {"/", "/docs", "/generate", "/health", "/metrics", "/openapi.json"}
+    | {"/v1/completions", "/v1/models"}
+)
 _COUNTED = (
     "workbench_requests_total",
     "workbench_requests_running",
@@ -64,6 +69,8 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        if scope["path"] in _ROUTES:
+            scope["route"] = SimpleNamespace(path=scope["path"])  # under which it is counted
         if scope["path"] == "/metrics":
             await self._metrics()(scope, receive, send)
             return
