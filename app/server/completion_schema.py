@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
-from app.server.schemas import Strict, option_field
+from app.server.schemas import Strict, number, option_field
 from app.server.settings import ServerSettings
 from engine.config import MAX_SEED, GenerationConfig
 
@@ -31,7 +31,7 @@ _OURS = {
     "logprobs",
 }
 
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_TOKEN_ID: Any = number(int, 0, 2**31 - 1)
 
 
 class StreamOptions(Strict):
@@ -56,7 +56,7 @@ def completion_request(settings: ServerSettings) -> type[Strict]:
     """The model of a body."""
     texts = settings.max_texts
     some = Field(min_length=1, max_length=texts)
-    tokens = Annotated[list[TokenId], Field(min_length=1, max_length=settings.max_prompt_tokens)]
+    tokens = Annotated[list[_TOKEN_ID], Field(min_length=1, max_length=settings.max_prompt_tokens)]
     text = Annotated[str, Field(min_length=1)]
     word = Annotated[str, Field(min_length=1, max_length=settings.max_word_chars)]
     words = Annotated[list[word], Field(max_length=settings.max_stop)]
@@ -66,9 +66,8 @@ def completion_request(settings: ServerSettings) -> type[Strict]:
         Field(max_length=settings.max_words),
     ]
 
-    def number(kind: Any, low: float, high: float, default: Any, about: str) -> tuple[Any, Any]:
-        bounded = Annotated[kind, Field(ge=kind(low), le=kind(high))]
-        return bounded | None, Field(default, description=about)
+    def bounded(kind: Any, low: float, high: float, default: Any, about: str) -> tuple[Any, Any]:
+        return number(kind, low, high) | None, Field(default, description=about)
 
     most_logprobs = GenerationConfig.options()["logprobs"].maximum or 0
     fields: dict[str, Any] = {
@@ -81,29 +80,29 @@ def completion_request(settings: ServerSettings) -> type[Strict]:
                 "such lists. Several are written in parallel.",
             ),
         ),
-        "max_tokens": number(
+        "max_tokens": bounded(
             int, 0, settings.max_tokens, DEFAULT_TOKENS, "New tokens at most; 0 only with echo."
         ),
-        "temperature": number(float, 0, 2, 1.0, "0 takes the most probable token each time."),
-        "top_p": number(float, 0, 1, 1.0, "Nucleus sampling."),
-        "n": number(int, 1, texts, 1, "Texts for each prompt."),
-        "best_of": number(
+        "temperature": bounded(float, 0, 2, 1.0, "0 takes the most probable token each time."),
+        "top_p": bounded(float, 0, 1, 1.0, "Nucleus sampling."),
+        "n": bounded(int, 1, texts, 1, "Texts for each prompt."),
+        "best_of": bounded(
             int, 1, texts, None, "Write so many and return the n most probable, by token."
         ),
-        "logprobs": number(
+        "logprobs": bounded(
             int, 0, most_logprobs, None, "Log-probabilities of so many most probable tokens."
         ),
         "echo": (bool | None, Field(False, description="Begin the text with the prompt.")),
         "stop": (word | words | None, Field(None, description="The text ends before these.")),
-        "seed": number(
+        "seed": bounded(
             int, -MAX_SEED - 1, MAX_SEED, None, "The same seed gives the same text again."
         ),
         "logit_bias": (
             biases | None,
             Field(None, description="Token ids, as strings, and what is added to their logits."),
         ),
-        "presence_penalty": number(float, -2, 2, 0.0, "Only 0; see repetition_penalty."),
-        "frequency_penalty": number(float, -2, 2, 0.0, "Only 0; see repetition_penalty."),
+        "presence_penalty": bounded(float, -2, 2, 0.0, "Only 0; see repetition_penalty."),
+        "frequency_penalty": bounded(float, -2, 2, 0.0, "Only 0; see repetition_penalty."),
         "suffix": (None, Field(None, description="GPT-2 writes no text between two others.")),
         "stream": (bool | None, Field(False, description="Send server-sent events.")),
         "stream_options": (StreamOptions | None, Field(None)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from app.server.errors import ApiError
 from app.server.settings import ServerSettings
@@ -20,6 +20,22 @@ class Strict(BaseModel):
     """Base of what clients send: exact types, no unknown fields, no NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def _whole(value: Any) -> Any:
+    """5.0 as 5: to JSON it is the same number. Nothing else is converted."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def number(kind: type, least: float | None, most: float | None) -> Any:
+    """A bounded int or float."""
+    bounds = Field(
+        ge=None if least is None else kind(least), le=None if most is None else kind(most)
+    )
+    # In this order the bounds are in the JSON schema, too.
+    return (
+        Annotated[int, bounds, BeforeValidator(_whole)] if kind is int else Annotated[kind, bounds]
+    )
 
 
 def limits(settings: ServerSettings) -> dict[str, int]:
@@ -47,14 +63,7 @@ def option_field(option: Option, most: int | None, word_chars: int) -> tuple[Any
             kind = kind | bool
     elif option.kind in (int, float):
         top = option.maximum if most is None else min(most, option.maximum or most)
-        as_kind = option.kind
-        kind = Annotated[
-            kind,
-            Field(
-                ge=None if option.minimum is None else as_kind(option.minimum),
-                le=None if top is None else as_kind(top),
-            ),
-        ]
+        kind = number(option.kind, option.minimum, top)
     default = list(option.default) if option.kind is tuple else option.default
     return (kind | None if option.optional else kind), Field(default, **about)
 
