@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from engine import paths
 from engine.atomic import set_aside, write_json
-from engine.config import GenerationConfig, LoadConfig, Options, option
+from engine.config import FinetuneConfig, GenerationConfig, LoadConfig, Options, option
 from engine.errors import ConfigError, StorageError
 
 VERSION = 1
@@ -79,6 +79,7 @@ class Settings(Options):
     load: LoadConfig = field(default_factory=LoadConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     before_preset: GenerationConfig = field(default_factory=GenerationConfig)  # to go back to
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def as_dict(self) -> dict[str, Any]:
         """Name to value, JSON-ready, the two nested groups included."""
@@ -89,6 +90,7 @@ _GROUPS: dict[str, type[Options]] = {
     "load": LoadConfig,
     "generation": GenerationConfig,
     "before_preset": GenerationConfig,
+    "finetune": FinetuneConfig,
 }
 
 

@@ -73,6 +73,22 @@ def pieces_of(job: Job) -> Iterator[str]:
         job.cancel()
 
 
+def write_texts(args: argparse.Namespace, config: GenerationConfig) -> None:
+    """Print every text of a request as it is written, and one line on stderr on how fast."""
+    config.check_together()
+    with loaded(args) as worker:
+        jobs = worker.generate_many(args.prompt, config)
+        for number, job in enumerate(jobs, 1):
+            if len(jobs) > 1:
+                print(f"--- {number} of {len(jobs)} ---")
+            for piece in pieces_of(job):
+                print(piece, end="", flush=True)
+            print()
+    times = [finished(job).timings for job in jobs]
+    tokens, seconds = sum(t.new_tokens for t in times), max(t.total_s for t in times)
+    print(f"{tokens} tokens in {seconds:.2f} s, seed {config.seed}", file=sys.stderr)
+
+
 def finished(job: Job) -> Finished:
     """How a text ended, once it has; EngineError where it failed."""
     end = job.result()

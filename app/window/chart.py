@@ -81,8 +81,7 @@ def _area(
     text = imgui.get_text_line_height()
     values = [v for line in lines for _, v in line.curve.thinned(_most(width))]
     steps = [line.curve.steps[-1] for line in lines if len(line.curve)]
-    first = min((line.curve.steps[0] for line in lines if len(line.curve)), default=0)
-    end = max([last_step, *steps, first + 1])
+    end = max([last_step, *steps, 1])
     low, high = bounds(values)
     margin = max(imgui.calc_text_size(_shown(v, low, high)).x for v in (low, high)) + px(10)
     return _Area(
@@ -90,7 +89,7 @@ def _area(
         top=y + text + px(8),
         right=x + width - px(8),
         bottom=y + height - 2 * text - px(8),
-        steps=(float(min(first, end - 1)), float(end)),
+        steps=(0.0, float(end)),
         values=(low, high),
     )
 

@@ -18,6 +18,7 @@ import imgui
 from app.settings import Settings, load_settings
 from app.window import fonts, inputs, shortcuts, signals, widgets
 from app.window.background import Background
+from app.window.dropping import drop
 from app.window.guests import Guests
 from app.window.panels import (
     appearance,
@@ -27,10 +28,12 @@ from app.window.panels import (
     status_bar,
 )
 from app.window.panels.banners import BannerPanel
+from app.window.panels.closing import ClosingDialog
 from app.window.panels.decoding import DecodingPanel
 from app.window.panels.diagnostics import DiagnosticsDialog
 from app.window.panels.duel import DuelPanel
 from app.window.panels.export_dialog import ExportDialog
+from app.window.panels.finetune import FinetunePanel
 from app.window.panels.history import HistoryPanel
 from app.window.panels.lanes import LanesPanel
 from app.window.panels.model import ModelPanel
@@ -44,6 +47,7 @@ from app.window.session import Session
 from app.window.snapshot import Snapshot
 from app.window.state import AppState
 from app.window.theme import px
+from app.window.training_state import Training, announce
 from app.window.ui import Ui
 from engine import catalog
 from engine.config import EMBEDDED, LoadConfig
@@ -51,26 +55,29 @@ from engine.draft import edit_draft_path, load_draft
 from engine.errors import EngineError, StorageError
 from engine.history import HistoryStore, open_history
 from engine.recorder import HistoryRecorder
+from engine.training import launch
 from engine.worker import Worker
 
 log = logging.getLogger(__name__)
 
 TITLE = "GPT-2 Workbench"
-TABS = ("Write", "Duel", "History")
+TABS = ("Write", "Duel", "Fine-tune", "History")
 BUSY_FPS = 15.0
 
 
 class MainWindow:
     """The panels and how they lie. Draws with whatever Dear ImGui context is current."""
 
-    def __init__(self, ui: Ui) -> None:
+    def __init__(self, ui: Ui, close: Callable[[], None] = lambda: None) -> None:
         self.ui = ui
+        self.closing = ClosingDialog(close)
         self._model = ModelPanel()
         self._decoding = DecodingPanel()
         self._prompt = PromptPanel(ui)
         self._output = OutputPanel()
         self._lanes = LanesPanel()
         self._duel = DuelPanel(ui)
+        self._finetune = FinetunePanel()
         self._history = HistoryPanel()
         self._banners = BannerPanel()
         self._export = ExportDialog()
@@ -84,17 +91,23 @@ class MainWindow:
         ui = self.ui
         ui.session.tick()
         ui.preferences.tick()
+        ui.training.tick(ui.tab == "Fine-tune")
         ui.rectangles.clear()
         self._draw_all()
         shortcuts.run(inputs.current(), self._actions())
         state = ui.state
         ui.preferences.change(
-            load=state.selection, generation=state.decoding, coloring=state.coloring
+            load=state.selection,
+            generation=state.decoding,
+            coloring=state.coloring,
+            finetune=ui.training.config,
         )
         self._hand_over_keyboard()
         if ui.preferences.unsaved or ui.session.counting:
             inputs.current().redraw_in(0.3)  # both rest a moment before they act
         if (seconds := ui.session.measures_in) is not None:
+            inputs.current().redraw_in(seconds + 0.01)
+        if (seconds := ui.training.due_in) is not None:
             inputs.current().redraw_in(seconds + 0.01)
 
     def _draw_all(self) -> None:
@@ -125,6 +138,8 @@ class MainWindow:
             imgui.pop_style_var(2)
         self._model.draw_dialog(ui)
         self._export.draw(ui)
+        self._finetune.draw_dialog(ui)
+        self.closing.draw(ui)
         self._diagnostics.draw(ui)
         help.draw(ui)
 
@@ -159,6 +174,8 @@ class MainWindow:
             self._history.draw(ui, width, rest)
         elif ui.tab == "Duel":
             self._duel.draw(ui, width, rest, self._decoding.presets)
+        elif ui.tab == "Fine-tune":
+            self._finetune.draw(ui, width, rest)
         else:
             prompt_height = self._prompt.draw(ui, width, rest)
             rest -= prompt_height + px(8)
@@ -282,27 +299,37 @@ def _run(window: Window, settings: Settings, notice: str | None, given: dict[str
     session = Session(state, worker, background, recorder=recorder, guests=guests)
     _keep_interrupted_edit(state, recorder)
     preferences = Preferences(settings, background, session.report)
-    ui = Ui(session, Past(store, background, session.report), preferences)
+    training = Training(
+        background, launch, session.report, config=settings.finetune, ended=announce(state)
+    )
+    ui = Ui(session, Past(store, background, session.report), preferences, training)
     for message in (notice, problem, store.notice):
         if message:
             state.notify(Level.WARNING, message)
-    main = MainWindow(ui)
+    main = MainWindow(ui, window.request_close)
     snapshot = Snapshot()
 
     def frame() -> None:
-        for path in window.take_dropped()[:1]:
-            session.open_folder(path)
+        drop(ui, window.take_dropped())
         main.frame()
         _apply(preferences.settings, window)
         snapshot.update(ui, window.size)
 
     window.on_frame_error = lambda error: session.report(error, "drawing the window")
+    window.on_close = lambda: main.closing.may_close(ui)
+
+    def told_to_close() -> None:
+        main.closing.asks = False  # whoever sends a signal is not there to answer
+        window.request_close()
+
     worker.start()
     state.request_load()
     try:
-        with signals.closing(window.request_close, window.wake):
+        with signals.closing(told_to_close, window.wake):
             window.run(frame, is_busy=lambda: session.busy, busy_fps=BUSY_FPS)
     finally:
+        if not main.closing.goes_on:
+            training.pause_all()
         _close(window, preferences, session, worker, recorder, store, background)
 
 

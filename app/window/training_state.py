@@ -24,7 +24,7 @@ from engine.training.run_log import Run
 
 log = logging.getLogger(__name__)
 
-Runs = list[tuple[Path, Run]]  # latest first
+Runs = list[tuple[Path, Run]]  # those that go on first, then the latest
 
 POLL_S = 1.0
 LIST_S = 5.0
@@ -216,10 +216,10 @@ def announce(state: AppState) -> Callable[[Path, Run], None]:
 
 
 def read_runs(elsewhere: tuple[Path, ...] = ()) -> Runs:
-    """The runs in the program's own folder and in some others, latest first."""
+    """The runs in the program's own folder and in some others: those that go on, then by time."""
     found = run_log.list_runs(paths.fine_tunes_dir())
     for folder in elsewhere:
         run = run_log.read_run(folder)
         if run is not None:
             found.append((folder, run))
-    return sorted(found, key=lambda item: item[1].updated, reverse=True)
+    return sorted(found, key=lambda item: (item[1].status == "running", item[1].updated))[::-1]

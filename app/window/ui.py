@@ -14,6 +14,7 @@ from app.window.preferences import Preferences
 from app.window.session import Session
 from app.window.state import AppState
 from app.window.theme import px
+from app.window.training_state import Training
 
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom in window units
 
@@ -25,6 +26,7 @@ class Ui:
     session: Session
     past: Past
     preferences: Preferences
+    training: Training
     rectangles: dict[str, Rectangle] = field(default_factory=dict)
     tab: str = "Write"
     overlay: str = ""  # name of the overlay that is open

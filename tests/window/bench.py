@@ -18,11 +18,12 @@ from app.window.past import Past
 from app.window.preferences import Preferences
 from app.window.session import Session
 from app.window.state import AppState
+from app.window.training_state import Training, announce
 from app.window.ui import Ui
 from engine.config import GenerationConfig, LoadConfig
 from engine.events import Finished, Loaded, Started, Timings, Token
 from engine.history import HistoryStore
-from tests.window.fakes import FakeRecorder, FakeWorker, tiny_model
+from tests.window.fakes import FakeLauncher, FakeRecorder, FakeWorker, tiny_model
 from tests.window.headless import HeadlessImgui
 
 SEED = 4711
@@ -48,7 +49,15 @@ class Bench:
         )
         past = Past(self.store, self.background, self.session.report)
         preferences = Preferences(Settings(), self.background, clock=lambda: self.now)
-        self.ui = Ui(self.session, past, preferences)
+        self.launcher = FakeLauncher(folder / "run")
+        training = Training(
+            self.background,
+            self.launcher,
+            self.session.report,
+            ended=announce(self.state),
+            clock=lambda: self.now,
+        )
+        self.ui = Ui(self.session, past, preferences, training)
         self.window = MainWindow(self.ui)
 
     def frame(self, *events: KeyPress | Typed, chars: str = "") -> None:
