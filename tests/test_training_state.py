@@ -182,7 +182,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.now = 100.0
-        self.background = Background()
+        self.background, self.launching = Background(), Background()
         self.errors: list[str] = []
         self.state = AppState()
         self.launcher = FakeLauncher(folder)
@@ -190,6 +190,7 @@ class Bench:
             self.background,
             self.launcher,
             lambda error, doing: self.errors.append(str(error)),
+            launching=self.launching,
             ended=announce(self.state),
             clock=lambda: self.now,
         )
@@ -203,7 +204,8 @@ class Bench:
     def settle(self) -> None:
         def rests() -> bool:
             self.background.poll()
-            return not self.background.busy
+            self.launching.poll()
+            return not (self.background.busy or self.launching.busy)
 
         until(rests)
 
@@ -214,6 +216,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     made = Bench(paths.fine_tunes_dir() / "mine")
     yield made
     made.background.close()
+    made.launching.close()
 
 
 def test_runs_are_found_and_followed_to_their_end(bench: Bench) -> None:

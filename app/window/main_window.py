@@ -300,7 +300,12 @@ def _run(window: Window, settings: Settings, notice: str | None, given: dict[str
     _keep_interrupted_edit(state, recorder)
     preferences = Preferences(settings, background, session.report)
     training = Training(
-        background, launch, session.report, config=settings.finetune, ended=announce(state)
+        background,
+        launch,
+        session.report,
+        launching=Background(window.wake),
+        config=settings.finetune,
+        ended=announce(state),
     )
     ui = Ui(session, Past(store, background, session.report), preferences, training)
     for message in (notice, problem, store.notice):

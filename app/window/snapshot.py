@@ -14,6 +14,7 @@ from typing import Any
 
 from app.window import inputs
 from app.window.lanes import Lane, Lanes
+from app.window.training_state import Training
 from app.window.ui import Ui
 
 VARIABLE = "GPT2_WORKBENCH_UI_STATE"
@@ -75,6 +76,7 @@ def collect(ui: Ui, size: tuple[int, int]) -> dict[str, Any]:
         "lanes": [_lane(state.lanes, lane) for lane in state.lanes],
         "duel": [_lane(state.duel, lane) for lane in state.duel],
         "history": len(ui.past.entries),
+        "training": _training(ui.training),
         "serve": _serving(ui),
         "zoom": ui.preferences.settings.zoom,
         "theme": ui.preferences.settings.theme,
@@ -91,6 +93,27 @@ def _serving(ui: Ui) -> dict[str, Any]:
         "problem": serving.problem,
         "requests": serving.requests,
         "tokens": serving.load.tokens,
+    }
+
+
+def _training(training: Training) -> dict[str, Any]:
+    view = training.shown
+    return {
+        "files": list(training.config.train_file),
+        "runs": [[str(folder), run.status] for folder, run in training.runs],
+        "shown": None
+        if view is None
+        else {
+            "folder": str(view.folder),
+            "status": view.run.status,
+            "pausing": view.pausing,
+            "step": view.step,
+            "total_steps": view.total_steps,
+            "losses": len(view.train),
+            "held_out": view.held_out.values,
+            "samples": len(view.samples),
+            "checkpoints": [saved.step for saved in view.checkpoints],
+        },
     }
 
 

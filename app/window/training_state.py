@@ -39,7 +39,10 @@ class Launcher(Protocol):
 
 
 class Training:
-    """Used from the window's thread only; `tick` once a frame."""
+    """Used from the window's thread only; `tick` once a frame.
+
+    `background` reads the folders, `launching` waits for runs to begin.
+    """
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Training:
         launcher: Launcher,
         report: Callable[[Exception, str], None],
         *,
+        launching: Background,
         config: FinetuneConfig | None = None,
         ended: Callable[[Path, Run], None] = lambda folder, run: None,
         clock: Callable[[], float] = time.monotonic,
@@ -57,6 +61,7 @@ class Training:
         self.shown: RunView | None = None
         self.starting = False
         self._background = background
+        self._launching = launching  # a thread of its own: a run takes its time to begin
         self._launcher = launcher
         self._report = report
         self._ended = ended
@@ -113,7 +118,7 @@ class Training:
             self._report(error, "starting the fine-tune")
             return
         self.starting = True
-        self._background.submit(
+        self._launching.submit(
             "start training", lambda: self._launcher.start(config), self._started, self._not_started
         )
 
@@ -139,6 +144,7 @@ class Training:
 
     def tick(self, visible: bool = True) -> None:
         """Once a frame; `visible` says whether somebody looks at the runs."""
+        self._launching.poll()
         now = self._clock()
         wanted = visible or not self.listed or self.due_in is not None
         if self._reading or now < self._poll_due or not wanted:
@@ -171,11 +177,13 @@ class Training:
         self._background.submit("training", look, taken, self._failed)
 
     def _take_runs(self, runs: Runs) -> None:
-        before = self.live
+        before, first = self.live, not self.listed
         self.runs, self.listed = runs, True
         for folder, run in runs:
             if folder in before and run.status != "running":
                 self._ended(folder, run)
+        if first and self.live and self.shown is None:
+            self.show(self.live[0])  # it went on while no window was open
 
     def _failed(self, error: Exception) -> None:
         self._reading = False
@@ -196,7 +204,7 @@ class Training:
         def done(_: object) -> None:
             self._poll_due = self._list_due = 0.0
 
-        self._background.submit(key, work, done, lambda error: self._report(error, doing))
+        self._launching.submit(key, work, done, lambda error: self._report(error, doing))
 
 
 def announce(state: AppState) -> Callable[[Path, Run], None]:

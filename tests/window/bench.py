@@ -49,11 +49,13 @@ class Bench:
         )
         past = Past(self.store, self.background, self.session.report)
         preferences = Preferences(Settings(), self.background, clock=lambda: self.now)
+        self.launching = Background(self.woken.set)
         self.launcher = FakeLauncher(folder / "run")
         training = Training(
             self.background,
             self.launcher,
             self.session.report,
+            launching=self.launching,
             ended=announce(self.state),
             clock=lambda: self.now,
         )
@@ -82,7 +84,7 @@ class Bench:
         """Draw until nothing is read any more and `condition` holds."""
         deadline = time.monotonic() + 20
         self.frame()
-        while self.background.busy or not condition():
+        while self.background.busy or self.launching.busy or not condition():
             assert time.monotonic() < deadline, "it never came to rest"
             self.woken.wait(0.05)
             self.woken.clear()

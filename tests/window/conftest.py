@@ -29,6 +29,7 @@ def bench(headless_imgui: HeadlessImgui, tmp_path: Path) -> Iterator[Bench]:
     made = Bench(headless_imgui, tmp_path)
     yield made
     made.background.close()
+    made.launching.close()
     made.store.close()
 
 

@@ -56,7 +56,7 @@ class FinetuneForm:
             lambda: self._option(ui, self._options["example_separator"]),
             lambda: self._option(ui, self._options["sample_prompt"]),
         ]
-        grid(wide, width, px(220), most=3)
+        grid(wide, width, px(184), most=3)
         grid([self._drawer(ui, self._options[name]) for name in COMMON], width, px(CELL), most=4)
         imgui.dummy(0, px(4))
         for name, options in self._sections.items():
@@ -132,6 +132,8 @@ class FinetuneForm:
                 tip="Train in a process of its own. It can be paused at any time.",
             )
         ui.mark("finetune.start")
+        if training.starting:
+            widgets.small("It reads the text and loads the model; that takes a while.")
         if pressed and _why_not(ui) is None:
             training.start()
 
