@@ -24,6 +24,7 @@ class FileDialog:
     def __init__(self) -> None:
         self._path = ""
         self._serial = 0  # a focused field ignores changes by the program: a new name renews it
+        self._focus_frames = 0  # a dialog takes the keyboard only once it has been laid out
         self._listing: Listing | None = None
         self._error = ""
         self._chosen: Callable[[Path], None] = lambda path: None
@@ -56,9 +57,17 @@ class FileDialog:
                 self._take(ui, folder)
 
     def _field(self, ui: Ui) -> None:
+        if self._focus_frames:
+            imgui.set_keyboard_focus_here()
+            self._focus_frames -= 1
+            inputs.current().redraw_in(0.0)
         with widgets.item_width(-1):
             _, path = imgui.input_text_with_hint(
-                f"##path:{self._serial}", "path of a file or a folder", self._path, 4096
+                f"##path:{self._serial}",
+                "path of a file or a folder",
+                self._path,
+                4096,
+                imgui.INPUT_TEXT_AUTO_SELECT_ALL,
             )
         self._path = clean_text(path)
         ui.mark("files.path")
@@ -108,6 +117,7 @@ class FileDialog:
             self._listing, self._error = listing, ""
             self._path = str(listing.folder)
             self._serial += 1
+            self._focus_frames = 3
 
         ui.session.background.submit("files", lambda: read_folder(path), shown, self._failed)
 
