@@ -15,6 +15,7 @@ from typing import Protocol
 from app.window.background import Background
 from app.window.records import Level
 from app.window.state import AppState
+from app.window.training_advice import Adviser
 from app.window.training_run import Follower, News, RunView
 from engine import paths
 from engine.config import FinetuneConfig
@@ -66,6 +67,7 @@ class Training:
         self._report = report
         self._ended = ended
         self._clock = clock
+        self.adviser = Adviser(background.submit, clock)
         self._follower: Follower | None = None
         self._reading = False
         self._poll_due = self._list_due = 0.0

@@ -165,7 +165,7 @@ def test_options_that_contradict_each_other_are_told_before_the_start(
     bench.ui.training.add_file(text)
     bench.ui.training.set(lora_rank=8, freeze_layers=2)
     open_tab(bench)
-    assert words(bench, "finetune.contradiction")
+    bench.settle(lambda: words(bench, "finetune.problem"))
     bench.click("finetune.start")
     assert bench.launcher.asked == []
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import imgui
 
-from app.window import fonts, theme, widgets
+from app.window import fonts, inputs, theme, widgets
 from app.window import format as fmt
 from app.window.facts import short_name
 from app.window.option_widget import describe, option_widget
 from app.window.panels.file_dialog import FileDialog
 from app.window.theme import px
+from app.window.training_advice import Advice
 from app.window.ui import Ui
 from engine.config import FinetuneConfig, Option
-from engine.errors import ConfigError
 
 COMMON = ("epochs", "learning_rate", "block_size", "batch_size")
 CELL = 148.0  # least width of a field
@@ -150,20 +150,25 @@ def _why_not(ui: Ui) -> str | None:
         return "Choose a text to train on first."
     if training.live:
         return "One fine-tune at a time: pause the one that goes on, or wait for its end."
-    try:
-        training.config.check_together()
-    except ConfigError as error:
-        return str(error)
-    return None
+    return training.adviser.advice.problem or None
 
 
 def _advice(ui: Ui) -> None:
     """What is known of the run before it begins."""
-    try:
-        ui.training.config.check_together()
-    except ConfigError as error:
-        widgets.small(str(error), "warn")
-        ui.mark("finetune.contradiction")
+    adviser = ui.training.adviser
+    if (seconds := adviser.tick(ui.training.config)) is not None:
+        inputs.current().redraw_in(seconds + 0.01)
+    advice = adviser.advice
+    for text in advice.facts:
+        widgets.small(text)
+    for text in advice.warnings:
+        widgets.small(text, "warn")
+    if advice.problem:
+        widgets.small(advice.problem, "bad")
+        ui.mark("finetune.problem")
+    if advice != Advice():
+        imgui.dummy(0, px(2))
+        ui.mark("finetune.advice")
 
 
 def _model(ui: Ui) -> None:
