@@ -52,7 +52,7 @@ def test_what_is_saved_is_loaded() -> None:
 def test_every_default_is_saved_and_accepted_again() -> None:
     save_settings(Settings())
     saved = json.loads(settings_path().read_text(encoding="utf-8"))
-    groups = {"load", "generation", "before_preset"}
+    groups = {"load", "generation", "before_preset", "finetune"}
     assert set(saved) == {"version", *groups, *Settings.options()}
     assert set(saved["generation"]) == set(GenerationConfig.options())
     assert set(saved["load"]) == set(LoadConfig.options())

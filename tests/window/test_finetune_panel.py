@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.window import dropping
-from app.window.inputs import KEY_ESCAPE
+from app.window.inputs import KEY_ENTER, KEY_ESCAPE
 from app.window.panels.finetune_form import COMMON
 from engine import paths
 from engine.config import FinetuneConfig
@@ -78,6 +78,7 @@ def test_a_file_is_chosen_from_the_list_and_left_out_again(bench: Bench, text: P
     (text.parent / "poems" / "odes.txt").write_text("O", encoding="utf-8")
     bench.click("finetune.train_file.choose")
     bench.settle(lambda: "files.poems" in bench.ui.rectangles)
+    bench.frames(4)  # until the field of the path has taken the keyboard
     bench.click("files.poems")
     bench.settle(lambda: "files.odes.txt" in bench.ui.rectangles)
     bench.click("files.odes.txt")
@@ -94,6 +95,7 @@ def test_the_list_goes_up_and_takes_whole_folders(bench: Bench, text: Path) -> N
     open_tab(bench)
     bench.click("finetune.train_file.choose")
     bench.settle(lambda: "files.letters.txt" in bench.ui.rectangles)
+    bench.frames(4)
     bench.click("files...")
     bench.settle(lambda: "files.texts" in bench.ui.rectangles)
     bench.frames(2)
@@ -104,17 +106,24 @@ def test_the_list_goes_up_and_takes_whole_folders(bench: Bench, text: Path) -> N
 
 def test_a_path_is_typed_and_a_wrong_one_is_told(bench: Bench, text: Path) -> None:
     open_tab(bench)
-    bench.click("finetune.train_file.choose")
-    bench.settle(lambda: "files.path" in bench.ui.rectangles)
+    type_path(bench, text.parent / "nowhere" / "deeper.txt")
     dialog = bench.window._finetune._files
-    dialog._path = str(text.parent / "nowhere" / "deeper.txt")
-    bench.press(257)
-    bench.settle()
-    assert "cannot be listed" in dialog._error
-    dialog._path = str(text)
-    bench.press(257)
+    bench.settle(lambda: "cannot be listed" in dialog._error)
+    bench.press(KEY_ESCAPE)
+    bench.frames(2)
+    type_path(bench, text)
     bench.settle(lambda: bench.ui.overlay == "")
     assert bench.ui.training.config.train_file == (str(text),)
+
+
+def type_path(bench: Bench, path: Path) -> None:
+    """Open the list and type, in place of the path that stands there."""
+    bench.click("finetune.train_file.choose")
+    bench.settle(lambda: "files..." in bench.ui.rectangles)
+    bench.frames(4)
+    bench.frame(chars=str(path))
+    bench.frames(2)
+    bench.press(KEY_ENTER)
 
 
 def test_start_hands_over_what_the_form_says(bench: Bench, text: Path) -> None:

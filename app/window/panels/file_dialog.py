@@ -33,6 +33,7 @@ class FileDialog:
         """Show the folder of `start`; `chosen` is called with a file or a folder."""
         self._chosen = chosen
         ui.overlay = NAME
+        self._listing, self._focus_frames, self._error = None, 3, ""
         self._show(ui, start)
 
     def draw(self, ui: Ui) -> None:
@@ -57,7 +58,7 @@ class FileDialog:
                 self._take(ui, folder)
 
     def _field(self, ui: Ui) -> None:
-        if self._focus_frames:
+        if self._focus_frames and self._listing is not None:
             imgui.set_keyboard_focus_here()
             self._focus_frames -= 1
             inputs.current().redraw_in(0.0)
@@ -117,7 +118,6 @@ class FileDialog:
             self._listing, self._error = listing, ""
             self._path = str(listing.folder)
             self._serial += 1
-            self._focus_frames = 3
 
         ui.session.background.submit("files", lambda: read_folder(path), shown, self._failed)
 
