@@ -153,13 +153,14 @@ def _loss_and_gradients(logits: Tensor, targets: Tensor, learns: bool) -> Tensor
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     step = max(1, _ROW_NUMBERS // logits.size(1))
     for start in range(0, len(logits), step):
-        part = slice(start, start + step)
-        values = logits[part].float()
-        chosen = targets[part, None]
-        normaliser = torch.logsumexp(values, 1, keepdim=True)
-        total += (normaliser - values.gather(1, chosen)).sum()
+        part = logits[start : start + step]
+        chosen = targets[start : start + step, None]
+        likely = torch.softmax(part, 1, dtype=torch.float32)
+        # The greatest probability is at least 1/V, so its logarithm gives the normaliser exactly.
+        largest, where = part.max(1, keepdim=True)
+        normaliser = largest.float() - likely.gather(1, where).log()
+        total += (normaliser - part.gather(1, chosen).float()).sum()
         if learns:
-            values.sub_(normaliser).exp_()
-            values.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=values.dtype))
-            logits[part] = values
+            likely.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=likely.dtype))
+            part.copy_(likely)
     return total
