@@ -4,11 +4,12 @@ PY := .venv/bin/python
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check peers clean
+.PHONY: help run test test-slow check experiments peers clean
 
 help: ## list the targets
-	@awk -F ': ## ' '/^[a-z-]+: ## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  Variables: ARGS="..." is passed on to the program (run) or to pytest (test, test-slow);'
+	@awk -F ': ## ' '/^[a-z-]+: ## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  Variables: ARGS="..." is passed on to the program (run), to pytest (test, test-slow)'
+	@echo '  or to testing/run_all.py (experiments);'
 	@echo '  TORCH_INDEX=URL takes PyTorch from that package index; PYTHON=PATH names a Python 3.11.'
 
 run: ## open the window, or run a command: make run ARGS="generate --help"
@@ -29,6 +30,10 @@ check: ## lint (ruff) and type-check (mypy)
 	@scripts/setup.sh dev
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+
+experiments: ## measure what is worth it (testing/); QUICK=1 only tries that all of it works
+	@scripts/setup.sh dev
+	@$(PY) testing/run_all.py $(if $(QUICK),--quick) $(ARGS)
 
 peers: ## install the engines that testing/peer_comparison.py compares with (needs g++)
 	@scripts/setup.sh run

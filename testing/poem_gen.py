@@ -280,6 +280,8 @@ class Poets(lab.Subject):
 
         try:
             info = poet.open()
+            with contextlib.suppress(EngineError):  # of a bad prompt its own poem tells
+                poet.write(self.prompts[0])  # to warm up
             facts = {name: getattr(info, name) for name in ("backend", "precision", "threads")}
             seed = str(self.config.seed)
             yield lab.Loaded(run, {**facts, "seed": seed, "weights": self.model.weights})
@@ -300,7 +302,7 @@ def plan(settings: lab.Settings) -> list[lab.Measurement]:
             {"model": model.name, "requests": args.requests, "concurrency": args.concurrency},
             Poets(model, load, config, prompts),
             Load(args.requests, args.concurrency),
-            warmup=0,  # every poem asked for is logged, and counts
+            warmup=0,  # every poem that is asked for is logged, and counts
         )
         for model in map(find_model, settings.models)
     ]
@@ -339,7 +341,8 @@ def draw(record: lab.Record, folder: Path) -> list[Path]:
             shares = np.arange(1, len(ends) + 1) / max(len(ends), 1)
             right.step(ends, shares, where="post", color=colour, label=label)
         right.set(xlabel="seconds from the request", ylabel="share of the requests", ylim=(0, 1.02))
-        right.set_title(f"{row.labels['concurrency']} at a time, {len(row.trials)} rounds")
+        rounds = f"{len(row.trials)} round{'s' * (len(row.trials) > 1)}"
+        right.set_title(f"{row.labels['concurrency']} at a time, {rounds}")
         right.legend(frameon=False)
         figure.suptitle(
             f"{row.model}, {row.facts.get('precision')}, {row.facts['threads']} threads"

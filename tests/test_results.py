@@ -129,7 +129,7 @@ def test_quantisation_is_said_to_pay_where_it_does_and_not_where_it_does_not() -
 def test_without_a_clear_difference_none_is_claimed() -> None:
     same = {**TIMES, "torch fp32, torch.compile": TIMES["torch fp32"]}
     told = said("Does torch.compile pay?", optimisations(same))
-    assert told.startswith("No: it is faster in none of 3 comparisons, and slower in 0")
+    assert told.startswith("Nothing can be told: in none of 3 comparisons")
     assert "no difference that these trials can tell" in told
     assert "took 60.0 s, without torch.compile 2.0 s (measured once)" in told
     few = said("Does torch.compile pay?", optimisations(count=3))
@@ -170,7 +170,12 @@ def test_a_line_is_told_from_a_curve() -> None:
     question = "How linear is time in length?"
     straight = said(question, requests())
     assert re.search(r"a further one takes (3\.9|4\.0)\d ms \(95% interval 3\.9", straight)
-    assert straight.endswith("linear, as far as these trials can tell.")
+    assert straight.endswith("linear, to within 10%.")
+    loud = requests()
+    for row in loud.rows.values():
+        for number, trial in enumerate(row.trials):
+            trial["seconds"] *= 1 + 0.4 * (number % 3)
+    assert said(question, loud).endswith("these trials cannot tell it from a line.")
     assert said(question, requests(bend=2e-5)).endswith("later tokens cost more.")
     assert said(question, requests(bend=-5e-6)).endswith("later tokens cost less.")
 

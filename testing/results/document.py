@@ -68,7 +68,8 @@ def _machine(records: Sequence[Record]) -> str:
                 if str(value) not in seen.setdefault(name, []):
                     seen[name].append(str(value))
         if what == "machine":
-            lines += [f"| {name} | {'; '.join(values)} |" for name, values in seen.items()]
+            names = {"model": "processor"}
+            lines += [f"| {names.get(n, n)} | {'; '.join(v)} |" for n, v in seen.items()]
         else:
             told = (
                 f"{name} {'; '.join(values)}"

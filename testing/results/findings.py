@@ -45,6 +45,7 @@ COMPILED = (
     ("torch bf16 + torch.compile", "torch bf16"),
 )
 GROWING = ("transformers", "native fp32", "native int8")  # each asked how it grows with size
+BEND = 0.1  # a line may bend so much and is still called one
 DISTILLED, ORIGINAL = "distilgpt2", "gpt2"
 
 
@@ -120,6 +121,10 @@ def _in_all(verdicts: Sequence[tuple[str, str]]) -> str:
         return f"Yes: it is faster in all {total} comparisons."
     if slower == total:
         return f"No: it is slower in all {total} comparisons."
+    if not faster and not slower:
+        return (
+            f"Nothing can be told: in none of {total} comparisons is the difference beyond doubt."
+        )
     if not faster:
         return f"No: it is faster in none of {total} comparisons, and slower in {slower}."
     rest = total - faster - slower
@@ -220,8 +225,10 @@ def length(records: Records) -> list[str]:
             verdict = "later tokens cost more"
         elif bent.below(1.0):
             verdict = "later tokens cost less"
+        elif bent.above(1 - BEND) and bent.below(1 + BEND):
+            verdict = f"linear, to within {BEND:.0%}"
         else:
-            verdict = "linear, as far as these trials can tell"
+            verdict = "these trials cannot tell it from a line"
         said.append(
             f"{model}: from {tokens[0]:.0f} to {tokens[-1]:.0f} new tokens a further one takes "
             f"{_milli(step).text(2, ' ms')}; a straight line explains {fit * 100:.2f}% of what "
