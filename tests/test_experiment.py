@@ -62,8 +62,9 @@ class FakeApart(Fake):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_asked() -> None:
+def _nothing_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked.clear()
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # quick runs set it where it is not
 
 
 def plan(*names: str, task: str = "") -> list[Measurement]:

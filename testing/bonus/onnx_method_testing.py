@@ -38,7 +38,7 @@ from testing.lab import (  # noqa: E402
     plots,
     run,
 )
-from testing.lab.configurations import PROMPT, judgements, judging  # noqa: E402
+from testing.lab.configurations import PROMPT, judgements, judging, on_backend  # noqa: E402
 from testing.lab.measurement import Figures  # noqa: E402
 from testing.lab.models import Model, find_model  # noqa: E402
 from testing.lab.subjects import Held, OnBackend, speed  # noqa: E402
@@ -136,9 +136,7 @@ def plan(settings: Settings) -> list[Measurement]:
                 )
     judges = judging(models, settings.options.text, settings.quick)
     subjects = {
-        f"{backend} {precision}": lambda model, of=(backend, precision): OnBackend(
-            model, *of, settings.threads
-        )
+        f"{backend} {precision}": on_backend(backend, precision, settings.threads)
         for backend, precision in runtimes
     }
     return [*found, *judgements(subjects, judges)]

@@ -79,14 +79,14 @@ def _on_backends(threads: int) -> list[Configuration]:
         "torch fp32, torch.compile",
         "compilation",
         "torch fp32",
-        _of("torch", "fp32", threads, compile=True),
+        on_backend("torch", "fp32", threads, compile=True),
     )
     plain = [
         Configuration(
             f"{backend} {precision}",
             backend,
             f"{backend} {precision}",
-            _of(backend, precision, threads),
+            on_backend(backend, precision, threads),
             quick=(backend, precision) in _QUICK,
         )
         for backend, precisions in _PRECISIONS.items()
@@ -113,13 +113,13 @@ def _combined(threads: int) -> list[Configuration]:
             "torch bf16 + torch.compile",
             group,
             "torch bf16",
-            _of("torch", "bf16", threads, compile=True),
+            on_backend("torch", "bf16", threads, compile=True),
         ),
         Configuration(
             "native int8 + lookup speculation",
             group,
             "native int8",
-            _of("native", "int8", threads),
+            on_backend("native", "int8", threads),
             options={"speculation": "lookup"},
             quick=True,
         ),
@@ -134,7 +134,10 @@ def _combined(threads: int) -> list[Configuration]:
                 threads,
             ),
             Configuration(
-                f"native int8 + {_threads(1)}", group, "native int8", _of("native", "int8", 1)
+                f"native int8 + {_threads(1)}",
+                group,
+                "native int8",
+                on_backend("native", "int8", 1),
             ),
         ]
     found += [
@@ -142,7 +145,7 @@ def _combined(threads: int) -> list[Configuration]:
             f"{backend} int8 + {TOGETHER} requests in one pass",
             group,
             f"{backend} int8",
-            _of(backend, "int8", threads),
+            on_backend(backend, "int8", threads),
             TOGETHER,
             quick=backend == "native",
         )
@@ -160,7 +163,10 @@ _PRECISIONS = {
 _QUICK = {("torch", "fp32"), ("native", "fp32"), ("native", "int8"), ("onnx", "int8")}
 
 
-def _of(backend: str, precision: str, threads: int, **own: Any) -> Callable[[Model], Subject]:
+def on_backend(
+    backend: str, precision: str, threads: int, **own: Any
+) -> Callable[[Model], Subject]:
+    """A model's subject on a backend; `own` are options that only that backend has."""
     return lambda model: OnBackend(model, backend, precision, threads, tuple(own.items()))
 
 

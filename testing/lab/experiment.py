@@ -6,6 +6,7 @@ See testing.lab for how a script describes itself.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,10 @@ def parse(experiment: Experiment, arguments: Sequence[str] | None) -> Settings:
 def run(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     """Measure, show and keep; the exit status (see testing.lab)."""
     settings = parse(experiment, arguments)
+    if settings.quick:
+        # Threads that spin while they wait make PyTorch ten times slower on a machine that does
+        # something else too. A quick run is a test, and must end there as well.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     path = settings.out / f"{experiment.name}.json"
     record: Record | None = None
     try:

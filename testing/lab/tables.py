@@ -53,11 +53,14 @@ def cell(row: Row, column: Column) -> str:
 
 
 def samples(rows: Sequence[Row], by: str) -> Table:
-    """The text of each row's first trial, where it wrote one, below each other."""
+    """The text of each row's first trial, the same text once, with all that wrote it."""
     made = Table(title=f"samples of {rows[0].model}", show_lines=True)
     made.add_column(by)
     made.add_column("text", overflow="fold")
+    found: dict[str, list[str]] = {}
     for row in rows:
         if "sample" in row.texts:
-            made.add_row(str(row.labels[by]), Text(row.texts["sample"]))
+            found.setdefault(row.texts["sample"], []).append(str(row.labels[by]))
+    for text, names in found.items():
+        made.add_row("\n".join(names), Text(text))
     return made
