@@ -97,11 +97,15 @@ def finished(job: Job) -> Finished:
     raise EngineError(end.message if isinstance(end, Failed) else "the text was given up")
 
 
-def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """The exit status of `main(argv)`: bad input is one line, Ctrl+C ends without a traceback."""
+def run(
+    main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None
+) -> int:
+    """The exit status: that of `main(argv)` if it gives one; bad input is one line, Ctrl+C ends
+    without a traceback."""
     logging.getLogger("engine").addHandler(logging.NullHandler())  # failures are told below
+    status = 0
     try:
-        main(argv)
+        status = main(argv) or 0
         sys.stdout.flush()
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -111,4 +115,4 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         return 130
     except BrokenPipeError:  # the reader of the output has gone
         sys.stderr.close()
-    return 0
+    return status

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from engine import paths
 from engine.config import DECODING_METHODS, LoadConfig
 from engine.errors import EngineError
 from engine.worker import Worker
@@ -138,8 +139,9 @@ def test_gpt2_text_generation_takes_the_names_people_know(
 def test_each_starts_from_anywhere_and_refuses_bad_input_in_one_line(
     name: str, tmp_path: Path
 ) -> None:
+    more = ["--train-file", __file__] if name == "finetune_gpt2" else []
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--model", "./nowhere"],
+        [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--model", "./nowhere", *more],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -150,13 +152,39 @@ def test_each_starts_from_anywhere_and_refuses_bad_input_in_one_line(
     assert line.startswith("error: ") and "nowhere" in line
 
 
+@pytest.mark.slow
+def test_a_fine_tune_is_made_and_written_with(
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path / "home"))
+    assert start("generate_from_finetuned", "--threads", "1") == 1
+    assert "finetune_gpt2.py" in capsys.readouterr().err
+    text = tmp_path / "songs.txt"
+    text.write_text("The sun goes down, the moon comes up.\n" * 40, encoding="utf-8")
+    options = ["--train_file", str(text), "--model_name", str(tiny_model_dir), "--block-size", "16"]
+    few = ["--max_steps=2", "--eval-steps", "2", "--precision", "fp32", "--threads", "1"]
+    assert start("finetune_gpt2", *options, *few) == 0
+    assert "held-out loss" in capsys.readouterr().out
+    write = ["--decoding", "beam", "--num_beams", "2", "--no_repeat_ngram", "2", "--top_k", "20"]
+    write += ["--top_p=0.9", "--temperature", "0.8", "--max_length", "12", "--prompt", "The sun"]
+    assert start("generate_from_finetuned", *write, "--num_sequences", "2", "--threads", "1") == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("The sun") == 2 and "--- 2 of 2 ---" in captured.out
+    (own,) = paths.fine_tunes_dir().iterdir()
+    assert start("generate_from_finetuned", "--model_path", str(own), *FEW) == 0
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "gpt2"])  # writes by itself
 def test_bad_usage_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flag = "--validation-share" if name == "finetune_gpt2" else "--top-p"
     with pytest.raises(SystemExit) as caught:
-        start(name, "--top-p", "3")
+        start(name, flag, "3")
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and "from 0 to 1" in line
+    assert line.startswith("error: ") and "from 0 to " in line
 
 
 def test_contradictions_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

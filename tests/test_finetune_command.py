@@ -277,3 +277,12 @@ def test_runs_killed_at_random_moments_end_as_if_they_had_not_been(tmp_path: Pat
 
     found = run_all(runs=5, kills=1, seed=0, folder=tmp_path)
     assert found["failures"] == [] and found["kills"] == 5
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_before_it_learns_says_why(config: FinetuneConfig, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.txt"
+    picture.write_bytes(bytes(range(256)) * 40)
+    with pytest.raises(TrainingError, match=r"picture\.txt"):
+        launch.start(config.replace(train_file=(str(picture),)))
+    assert not Path(str(config.output_dir)).exists()

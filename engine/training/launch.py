@@ -41,7 +41,7 @@ def arguments(config: FinetuneConfig) -> list[str]:
 
 
 def start(config: FinetuneConfig) -> Path:
-    """Start a run and return its folder, once the run has taken it.
+    """Start a run and return its folder, once it has read the text and begins to learn.
 
     Raises TrainingError with the run's own line where it ends before that, StorageError where no
     process or log file can be made.
@@ -72,6 +72,7 @@ def command(config: FinetuneConfig) -> list[str]:
 
 
 def _start(config: FinetuneConfig, folder: Path) -> None:
+    logged = _log_bytes(folder)
     said = paths.state_dir() / f"finetune-{os.getpid()}-{time.monotonic_ns()}.txt"
     try:
         with said.open("wb") as errors:
@@ -83,7 +84,7 @@ def _start(config: FinetuneConfig, folder: Path) -> None:
                 **_detached(),
             )
         try:
-            _wait_for(child, folder, said)
+            _wait_for(child, folder, said, logged)
         finally:
             said.unlink(missing_ok=True)  # on Windows it stays while the run holds it
     except OSError as error:
@@ -96,13 +97,18 @@ def _start(config: FinetuneConfig, folder: Path) -> None:
     threading.Thread(target=child.wait, name="training run", daemon=True).start()
 
 
-def _wait_for(child: subprocess.Popen[bytes], folder: Path, said: Path) -> None:
-    """Return when the run says in its folder that it is running; TrainingError if it ends first."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline:
+def _wait_for(child: subprocess.Popen[bytes], folder: Path, said: Path, logged: int) -> None:
+    """Return when the run says in its log, beyond `logged` bytes, that it begins to learn.
+
+    TrainingError with its own line where it ends before that, as for a text that is no text:
+    nothing of such a run is left in its folder. Reading a large text may take any time.
+    """
+    deadline, taken = time.monotonic() + _PATIENCE_S, False
+    while taken or time.monotonic() < deadline:
         ended = child.poll() is not None  # before the look, so that what it wrote last is seen
         run = run_log.read_run(folder)
-        if run is not None and run.pid == child.pid:
+        taken = run is not None and run.pid == child.pid
+        if taken and _begins(folder, logged):
             return
         if ended:
             raise TrainingError(_last_line(said) or f"it ended with status {child.returncode}")
@@ -110,6 +116,23 @@ def _wait_for(child: subprocess.Popen[bytes], folder: Path, said: Path) -> None:
     child.kill()
     child.wait()
     raise TrainingError(f"it did not begin within {_PATIENCE_S / 60:.0f} minutes")
+
+
+def _log_bytes(folder: Path) -> int:
+    try:
+        return (folder / run_log.LOG_FILE).stat().st_size
+    except OSError:
+        return 0
+
+
+def _begins(folder: Path, logged: int) -> bool:
+    """Whether the log holds a `start` beyond its first `logged` bytes."""
+    try:
+        with (folder / run_log.LOG_FILE).open("rb") as file:
+            file.seek(logged)
+            return b'{"kind": "start"' in file.read()
+    except OSError:
+        return False
 
 
 def _last_line(path: Path) -> str:
