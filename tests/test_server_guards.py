@@ -247,6 +247,20 @@ def test_half_a_body_is_a_timeout(runner: ServerRunner, http: httpx.Client) -> N
         assert until_closed(sock).split()[1] == b"408"
 
 
+def test_who_leaves_in_the_middle_of_a_body_is_no_error(
+    runner: ServerRunner, http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with connected(runner) as sock:
+        sock.sendall(f'{head}Content-Length: 100\r\n\r\n{{"prompt":'.encode())
+        eventually(lambda: runner.load().running > 0, "the request is not seen")
+    eventually(
+        lambda: 'route="/generate",status="499"' in http.get("/metrics").text,
+        "the client's leaving is not counted",
+    )
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_who_does_not_read_is_cut_off_and_the_text_given_up(
     runner: ServerRunner, http: httpx.Client
 ) -> None:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,7 +19,7 @@ from app.server.errors import ApiError, json_response, of_engine_error
 from app.server.logprobs import Logprobs
 from app.server.names import check_name, served_name
 from app.server.schemas import Strict, read
-from app.server.sse import DONE, sse
+from app.server.sse import DONE, TextStream, sse
 from engine.config import MAX_SEED, GenerationConfig
 from engine.errors import EngineError
 from engine.events import Finished, ModelInfo, Token
@@ -233,11 +232,9 @@ async def _streamed(
                 yield sse({**completion.head(), "choices": [], "usage": _usage(written)})
         except ApiError as error:
             yield sse(error.body())
-        finally:
-            texts.give_up(jobs)
         yield DONE
 
-    return EventSourceResponse(events())
+    return TextStream(events(), jobs)
 
 
 class _Stream:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,7 +16,7 @@ from app.server.context import Context
 from app.server.errors import ApiError, json_response, of_engine_error
 from app.server.names import check_name, served_name
 from app.server.schemas import Strict, read
-from app.server.sse import DONE, sse
+from app.server.sse import DONE, TextStream, sse
 from engine.config import GenerationConfig
 from engine.errors import EngineError
 from engine.job import Job
@@ -104,11 +103,9 @@ async def _streamed(
             yield sse({"type": "result", **await _answer(written, many)})
         except ApiError as error:
             yield sse(error.body())
-        finally:
-            texts.give_up(jobs)
         yield DONE
 
-    return EventSourceResponse(events())
+    return TextStream(events(), jobs)
 
 
 def _message(gathered: texts.Gathered, number: int, piece: texts.Piece) -> bytes:

@@ -204,7 +204,8 @@ def answers(
     """FastAPI's `responses` of a route that answers with `model`."""
     ok: dict[str, Any] = {"model": model, "description": about}
     if body:
-        ok["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        stream = {"description": "With `stream`: messages of JSON, then [DONE]."}
+        ok["content"] = {"text/event-stream": {"schema": stream}}
     return {200: ok, **errors(settings, body=body)}
 
 
