@@ -150,7 +150,12 @@ def test_with_adapters_and_checkpointing() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [("avx2 amx_bf16", "bf16"), ("avx512f avx512_bf16", "bf16"), ("avx2 avx512f bf16", "fp32")],
+    [
+        ("avx2 amx_bf16", "bf16"),
+        ("avx512f avx512_bf16", "bf16"),
+        ("asimddp bf16", "bf16"),
+        ("avx2 avx512f", "fp32"),
+    ],
 )
 def test_auto_takes_bf16_where_the_processor_multiplies_it(
     flags: str, expected: str, monkeypatch: pytest.MonkeyPatch

@@ -139,9 +139,9 @@ def remedies(
         changes.append(("lora_rank 16", config.replace(lora_rank=16, freeze_layers=0)))
     found = [(text, estimate_memory(shape, new, precision).needed) for text, new in changes]
     if free is not None:
-        found = [(text, bytes_) for text, bytes_ in found if bytes_ <= free] or found
-    named = [f"{text} ({human_bytes(bytes_)})" for text, bytes_ in found]
-    return "take " + ", ".join([*named, "or a smaller model" if named else "a smaller model"])
+        found = [(text, needs) for text, needs in found if needs <= free] or found
+    named = ["a smaller model", *(f"{text} ({human_bytes(needs)})" for text, needs in found)]
+    return "take " + " or ".join([", ".join(named[:-1]), named[-1]] if found else named)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,12 @@ from engine.errors import (
     CheckpointError,
     ConfigError,
     EngineError,
-    OutOfMemoryError,
     TrainingError,
 )
+from engine.memory import available_bytes
 from engine.threads import default_threads
 from engine.tokenizer import Tokenizer
-from engine.training import checkpoints, result, run_folder, run_log, trainer
+from engine.training import advice, checkpoints, result, run_folder, run_log, speed, trainer
 from engine.training.data import Prepared, prepare
 from engine.training.model import load_base, prepare_model, trained_parameters
 from engine.training.overlap import copying_warning, longest_overlap
@@ -43,12 +43,7 @@ from engine.training.run_log import LogWriter, Run
 from engine.training.sampling import prompt_tokens, write_sample
 
 Event = dict[str, Any]
-_NEEDS_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # without them bf16 is slower than fp32
 _DRAW_EVERY_S = 20.0
-_REMEDIES = (
-    "take a smaller model, a smaller batch_size (with gradient_accumulation_steps to make up for "
-    "it), a shorter block_size, gradient_checkpointing or lora_rank"
-)
 
 
 @dataclass(frozen=True)
@@ -86,14 +81,19 @@ def finetune(
     config.check_together()
     base = catalog.require_local(config.model_name)
     shape = _check_shape(config, read_config(base))
-    config, folder, made = _agree_on_folder(_settled(config))
+    config = _settled(config)
+    doubts = _doubts(config, shape)
+    config, folder, made = _agree_on_folder(config)
     run = _Run(config, folder, base, shape, report, stop or Stop())
     try:
-        with _one_line_errors():
-            return run.go(progress)
+        return run.go(progress, doubts)
     except BaseException as error:
-        run.failed(error, made)
-        raise
+        if not advice.is_out_of_memory(error):
+            run.failed(error, made)
+            raise
+        explained = advice.out_of_memory(shape, config, str(config.precision))
+        run.failed(explained, made)
+        raise explained from error
     finally:
         run.close()
 
@@ -119,22 +119,28 @@ def _settled(config: FinetuneConfig) -> FinetuneConfig:
     if config.device == "cuda" and not gpu:
         raise ConfigError("device cuda: PyTorch finds no NVIDIA GPU; take cpu or auto")
     device = "cuda" if gpu and config.device != "cpu" else "cpu"
-    precision = config.precision or _best_precision(device)
+    precision = speed.best_precision(config.precision, device)
     if precision == "fp16" and device == "cpu":
         raise ConfigError("precision fp16 needs a GPU; take bf16 or fp32 on the CPU")
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = config.threads or max(1, default_threads() // sharing)
+    threads = config.threads or max(1, default_threads() // _sharing())
     torch.set_num_threads(threads)
     return config.replace(device=device, precision=precision, threads=threads)
 
 
-def _best_precision(device: str) -> str:
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    from engine import machine
+def _sharing() -> int:
+    """Processes of this run that share the machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
-    there = str(machine.cpu()["instruction sets"]).split()
-    return "bf16" if any(name in there for name in _NEEDS_BF16) else "fp32"
+
+def _doubts(config: FinetuneConfig, shape: ModelConfig) -> list[str]:
+    """What to warn of before anything is done; OutOfMemoryError where the run cannot fit."""
+    if config.device == "cuda":
+        free = int(torch.cuda.mem_get_info()[0])
+    else:
+        free = available_bytes() // _sharing()
+    _, doubts = advice.check_memory(shape, config, str(config.precision), free)
+    rate = advice.learning_rate_warning(shape, config)
+    return doubts + ([rate] if rate else [])
 
 
 def _agree_on_folder(config: FinetuneConfig) -> tuple[FinetuneConfig, Path, bool]:
@@ -154,19 +160,6 @@ def _agree_on_folder(config: FinetuneConfig) -> tuple[FinetuneConfig, Path, bool
 
         said = broadcast_object_list(said)
     return config.replace(output_dir=said[0]), Path(said[0]), made
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Running out of memory as an error that says what to do."""
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemoryError(f"there is not enough memory for training; {_REMEDIES}") from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error) and "out of memory" not in str(error):
-            raise
-        raise OutOfMemoryError(f"there is not enough memory for training; {_REMEDIES}") from error
 
 
 class _Run:
@@ -192,7 +185,7 @@ class _Run:
         self._seconds_before = float(self._record.totals.get("seconds", 0.0))
         self._log = LogWriter(folder) if self._main else None
 
-    def go(self, progress: Callable[[str, float], None]) -> Outcome:
+    def go(self, progress: Callable[[str, float], None], doubts: list[str]) -> Outcome:
         tokenizer = Tokenizer(self._base, self._shape.end_of_text)
         with self._processes.main_process_first():
             data = prepare(self._config, tokenizer, progress)
@@ -201,6 +194,7 @@ class _Run:
         progress("loading the model", 0.0)
         transformers.set_seed(self._config.seed)
         plain = load_base(self._base)
+        speed.hasten(plain)
         model = prepare_model(plain, self._config, self._shape)
         hooks = trainer.Hooks(
             emit=self._emit,
@@ -222,7 +216,7 @@ class _Run:
             trained_parameters=trained_parameters(model),
             processes=self._processes.num_processes,
         )
-        for line in (*remarks, *(data.report.warnings if newest is None else ())):
+        for line in (*remarks, *((*data.report.warnings, *doubts) if newest is None else ())):
             self._emit("warning", newest.step if newest else 0, text=line)
         self._training = True
         if newest is None or not made.already_done(newest, steps):
