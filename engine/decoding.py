@@ -22,6 +22,7 @@ from engine.tokenizer import Tokenizer
 Text = Generation | BeamGeneration
 
 POLL_S = 0.004  # how often tokens are fetched from a backend that runs many steps by itself
+_FIRST_POLL_S = 0.002  # while somebody waits for a first token
 
 
 def begin(request: TextRequest, tokenizer: Tokenizer, model: ModelInfo, pool: SlotPool) -> Text:
@@ -79,7 +80,8 @@ def many_steps(
         over = False
         while not over:
             over = run.done  # asked before polling, so that the last tokens are polled too
-            for (i, generation), tokens in zip(requests, run.poll(POLL_S), strict=True):
+            fresh = run.poll(_FIRST_POLL_S if unread else POLL_S)
+            for (i, generation), tokens in zip(requests, fresh, strict=True):
                 if not tokens:
                     continue
                 first, polled[i] = polled[i], polled[i] + len(tokens)
