@@ -242,7 +242,7 @@ def test_the_document_has_everything(tmp_path: Path) -> None:
     assert f"![optimisations](../images/{findings.GREEDY}.png)" in text
     assert "| a\\|b | text |\n| ---: | --- |\n| 1 | two<br>lines &lt;b> |" in text
     assert "Not measured: broken (no room)." in text
-    assert "9 measurements of 12 trials each." in text
+    assert "Measured: 9; trials of each: 12." in text
     assert "numpy" in text and "| threads | 2 |" in text and "not GPT-2 are out\nof scope" in text
     assert "Yes: it is faster in all" in text and "| native int8 |" in text
     assert text.endswith("\n") and "\n\n\n" not in text

@@ -124,12 +124,10 @@ def _section(section: Section, at: Path) -> list[str]:
 
 def trials(record: Record) -> str:
     """How many trials the rows rest on, and what is missing, in a line or two."""
-    counts = sorted({len(row.trials) for row in record.rows.values() if row.trials})
-    told = "no trials" if not counts else f"{counts[0]} trials"
-    if len(counts) > 1:
-        told = f"{counts[0]} to {counts[-1]} trials"
+    counts = sorted({len(row.trials) for row in record.rows.values() if row.trials}) or [0]
+    told = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     missing = [f"{row.key} ({row.missing})" for row in record.rows.values() if row.missing]
-    said = f"{len(record.rows) - len(missing)} measurements of {told} each."
+    said = f"Measured: {len(record.rows) - len(missing)}; trials of each: {told}."
     return said + (f" Not measured: {'; '.join(missing)}." if missing else "")
 
 
