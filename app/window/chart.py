@@ -66,7 +66,7 @@ def chart(
     hovered = imgui.is_item_hovered()
     with fonts.use("small"):
         area = _area(lines, x, y, width, height, last_step)
-        _axes(area, x, y, x_label, y_label)
+        _axes(area, x, y, x_label, y_label, any(len(line.curve) for line in lines))
         _legend(lines, area, y)
     draw = imgui.get_window_draw_list()
     for line in lines:
@@ -104,12 +104,14 @@ def _shown(value: float, low: float, high: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def _axes(area: _Area, x: float, y: float, x_label: str, y_label: str) -> None:
+def _axes(area: _Area, x: float, y: float, x_label: str, y_label: str, has_values: bool) -> None:
+    """Labels and round values; levels only where there is something to measure by them."""
     draw = imgui.get_window_draw_list()
     text = imgui.get_text_line_height()
     thin, dim, line = max(1.0, px(1)), theme.u32("dim"), theme.u32("line")
     low, high = area.values
-    for value in ticks(low, high, max(2, int((area.bottom - area.top) / (text * 2)))):
+    levels = ticks(low, high, max(2, int((area.bottom - area.top) / (text * 2))))
+    for value in levels if has_values else ():
         level = area.y(value)
         draw.add_line(area.left, level, area.right, level, line, thin)
         shown = _shown(value, low, high)

@@ -44,3 +44,8 @@ def rate(tokens_per_s: float) -> str:
 def plural(number: int, word: str) -> str:
     """1 `token`, 2 `tokens`."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def sentence(text: str) -> str:
+    """An error's or a warning's line with a capital at its beginning."""
+    return text[:1].upper() + text[1:]

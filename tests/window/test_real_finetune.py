@@ -17,13 +17,13 @@ from tests.window.test_real_window import START_S, App, Facts, settings
 pytestmark = [
     pytest.mark.window,
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         shutil.which("xdotool") is None, reason="xdotool is not installed (Debian: xdotool)"
     ),
 ]
-STEPS = 16
-RUN_S = 200.0  # for a few steps, on a busy machine
+STEPS = 12
+RUN_S = 300.0  # for a few steps, on a busy machine
 WORDS = (
     ("the parsonage", "Lady Russell", "my dear sister", "the Captain", "our cousin"),
     ("was walking towards", "had written to", "dined with", "wished to see"),
@@ -51,8 +51,8 @@ def home(tmp_path: Path) -> Path:
     (home / "config").mkdir(parents=True)
     options = {
         "max_steps": STEPS,
-        "eval_steps": 8,
-        "save_steps": 8,
+        "eval_steps": 6,
+        "save_steps": 6,
         "block_size": 64,
         "learning_rate": 1e-3,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import imgui
 
+from app.window import format as fmt
 from app.window import inputs, widgets
 from app.window.theme import px
 from app.window.ui import Ui
@@ -28,7 +29,7 @@ class BannerPanel:
             for index, banner in enumerate(reversed(ui.state.banners)):
                 if index:
                     imgui.dummy(0, px(1))
-                message = banner.message[:1].upper() + banner.message[1:]
+                message = fmt.sentence(banner.message)
                 result = widgets.banner(
                     banner.level.value, message, banner.detail, key=f"banner:{banner.id}"
                 )

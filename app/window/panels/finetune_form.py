@@ -160,11 +160,11 @@ def _advice(ui: Ui) -> None:
         inputs.current().redraw_in(seconds + 0.01)
     advice = adviser.advice
     for text in advice.facts:
-        widgets.small(text)
+        widgets.small(fmt.sentence(text))
     for text in advice.warnings:
-        widgets.small(text, "warn")
+        widgets.small(fmt.sentence(text), "warn")
     if advice.problem:
-        widgets.small(advice.problem, "bad")
+        widgets.small(fmt.sentence(advice.problem), "bad")
         ui.mark("finetune.problem")
     if advice != Advice():
         imgui.dummy(0, px(2))

@@ -107,7 +107,7 @@ def _progress(view: RunView, width: float) -> None:
 def _notes(view: RunView) -> None:
     """What went wrong, what to look out for, and what happens when the window is closed."""
     if view.run.error:
-        widgets.small(view.run.error, "bad")
+        widgets.small(fmt.sentence(view.run.error), "bad")
     elif view.run.status == "interrupted":
         widgets.small(
             "Its process has ended without a word, as by a power cut. Resume goes on from the "
@@ -115,7 +115,7 @@ def _notes(view: RunView) -> None:
             "warn",
         )
     for warning in view.warnings[-3:]:
-        widgets.small(warning, "warn")
+        widgets.small(fmt.sentence(warning), "warn")
     if view.pausing and view.live:
         widgets.small("It saves a checkpoint and then ends.")
     elif view.live:
