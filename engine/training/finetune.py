@@ -273,6 +273,7 @@ class _Run:
             bf16=config.precision == "bf16",
             fp16=config.precision == "fp16",
             use_cpu=config.device == "cpu",
+            ddp_find_unused_parameters=False,
             dataloader_pin_memory=config.device == "cuda",
             remove_unused_columns=False,
             disable_tqdm=True,

@@ -25,6 +25,7 @@ def load_base(folder: Path) -> GPT2LMHeadModel:
     config = GPT2Config.from_pretrained(folder, local_files_only=True)
     config.use_cache = False
     model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"  # else transformers guesses it, and says so
     own = {name.removeprefix("transformer."): p for name, p in model.named_parameters()}
     with torch.no_grad():
         for name, values in checkpoint.tensors():
