@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import imgui
@@ -151,8 +152,8 @@ def _draw_line(draw: Any, area: _Area, line: Line) -> None:
     points = line.curve.thinned(_most(area.right - area.left))
     shade = theme.u32(line.color)
     placed = [(area.x(step), area.y(value)) for step, value in points]
-    if len(placed) > 1:
-        draw.add_polyline(placed, shade, thickness=max(1.6, px(1.6)))
+    for (x, y), (to_x, to_y) in pairwise(placed):  # a polyline is thin where it turns sharply
+        draw.add_line(x, y, to_x, to_y, shade, max(1.6, px(1.6)))
     if (line.dots and len(placed) <= MARKED) or len(placed) == 1:
         for at, level in placed:
             draw.add_circle_filled(at, level, px(3), shade, 12)

@@ -133,7 +133,10 @@ class FinetuneForm:
             )
         ui.mark("finetune.start")
         if training.starting:
-            widgets.small("It reads the text and loads the model; that takes a while.")
+            widgets.small(
+                "It reads the text and loads the model, which takes a while. It goes on if the "
+                "window is closed now."
+            )
         if pressed and _why_not(ui) is None:
             training.start()
 
