@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,15 @@ def bars(
 ) -> list[Path]:
     """Horizontal bars of a figure for each value of the label `by`; whiskers are the quartiles.
 
+    On a `log` scale, whose values are above 0, bars begin at a power of ten, which says nothing.
     Nothing is drawn, and [] returned, where no row has the figure.
     """
     data = frame(rows, figure)
     if data.empty:
         return []
     sns = _seaborn()
-    count = data[by].nunique() * (1.0 if hue is None else max(1.0, 0.5 * data[hue].nunique()))
-    made, axes = _figure(height=1.6 + 0.32 * count)
+    count = len(data[[by] if hue is None else [by, hue]].drop_duplicates())
+    made, axes = _figure(height=1.4 + 0.3 * count)
     sns.barplot(
         data,
         y=by,
@@ -62,9 +64,10 @@ def bars(
         ax=axes,
     )
     axes.set_ylabel("")
-    axes.set_xlabel(f"{label}; median, quartiles")
+    axes.set_xlabel(_with_spread(label, rows))
     if log:
         axes.set_xscale("log")
+        axes.set_xlim(left=10 ** math.floor(math.log10(data["value"].min())))
     return _finish(made, axes, title, path)
 
 
@@ -89,9 +92,13 @@ def lines(
         data, x=by, y="value", hue=hue, estimator="median", errorbar=("pi", 50), marker="o", ax=axes
     )
     axes.set_xlabel(by_label)
-    axes.set_ylabel(f"{label}; median, quartiles")
+    axes.set_ylabel(_with_spread(label, rows))
     axes.set_ylim(bottom=0)
     return _finish(made, axes, title, path)
+
+
+def _with_spread(label: str, rows: Sequence[Row]) -> str:
+    return f"{label}; median, quartiles" if any(len(row.trials) > 1 for row in rows) else label
 
 
 def _seaborn() -> Any:
@@ -109,7 +116,7 @@ def _figure(height: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(8.0, height), layout="constrained")
+    made = Figure(figsize=(9.0, height), layout="constrained")
     FigureCanvasAgg(made)
     return made, made.subplots()
 
@@ -117,7 +124,9 @@ def _figure(height: float) -> tuple[Any, Any]:
 def _finish(made: Any, axes: Any, title: str, path: Path) -> list[Path]:
     axes.set_title(title)
     if axes.get_legend() is not None:
-        axes.get_legend().set_title("")
+        _seaborn().move_legend(
+            axes, "upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title=None
+        )
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(path, dpi=DPI)
