@@ -59,7 +59,7 @@ class ScriptedBackend:
         self, slots: Sequence[int], tokens: Sequence[Sequence[int]], all_positions: bool = False
     ) -> Any:
         if self.gate is not None:
-            assert self.gate.acquire(timeout=10), "the test never let the backend go on"
+            assert self.gate.acquire(timeout=60), "the test never let the backend go on"
         self.before_pass()
         self.passes += 1
         rows = []

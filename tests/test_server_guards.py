@@ -35,7 +35,7 @@ def worker(tiny_model_dir: Path) -> Iterator[Worker]:
 @pytest.fixture(scope="module")
 def runner(worker: Worker) -> Iterator[ServerRunner]:
     """A server whose patience is short."""
-    limits = {"header_timeout": 0.5, "body_timeout": 0.5, "write_timeout": 0.5}
+    limits = {"header_timeout": 1.0, "body_timeout": 1.0, "write_timeout": 1.0}
     with running(worker, **limits, max_tokens=1_000_000, max_body_bytes=100_000) as runner:
         yield runner
 

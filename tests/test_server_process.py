@@ -101,7 +101,8 @@ def writing(url: str, new_tokens: int) -> Iterator[Iterator[str]]:
 
 
 def test_sigterm_lets_the_text_end_and_takes_no_more(tiny_model_dir: Path) -> None:
-    with served("--model", str(tiny_model_dir), "--threads", "1") as server:
+    patient = ("--threads", "1", "--drain", "100")
+    with served("--model", str(tiny_model_dir), *patient) as server:
         url = server.url
         # It listens before the model is there.
         health = httpx.get(f"{url}/health", timeout=WAIT_S, trust_env=False)

@@ -39,7 +39,7 @@ def fake_server(fault: str = "") -> Iterator[str]:
         yield f"http://localhost:{int(server.stdout.readline())}"
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(60)
         assert server.stdout is not None
         server.stdout.close()
 
@@ -47,7 +47,7 @@ def fake_server(fault: str = "") -> Iterator[str]:
 def plan(url: str, texts: int = 140, **options: Any) -> tuple[command.Plan, Any]:
     """A plan of four clients, and a `stop` that ends it after so many texts."""
     chosen = command.Plan(
-        Target(url, timeout_s=30.0), concurrency=4, duration_s=60.0, requests=24, max_tokens=12
+        Target(url, timeout_s=60.0), concurrency=4, duration_s=100.0, requests=24, max_tokens=12
     )
     asked = 0
 

@@ -11,6 +11,7 @@ import ipaddress
 import re
 import socket
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -52,15 +53,15 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-class Guard:
+class Guard(ABC):
     """Answers what `refusal` objects to; passes the rest on."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
+    @abstractmethod
     def refusal(self, scope: Scope) -> ApiError | None:
         """Why a request is not let through; None where it is."""
-        raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (error := self.refusal(scope)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ class Loaded:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Subject:
+class Subject(ABC):
     """What is loaded for measurements. Subclasses are frozen dataclasses: equal ones are shared."""
 
     apart = True  # in a process of its own
@@ -29,12 +30,12 @@ class Subject:
         """Memory that it takes, so that only so many are loaded together as fit."""
         return 0
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  (most need nothing)
         """What is done once, before and beside `open`: an export, say. In its own process."""
 
+    @abstractmethod
     def open(self) -> AbstractContextManager[Loaded]:
         """Load it, for as long as the context lasts. EngineError where that cannot be."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Bench:
 
     def settle(self, condition: Callable[[], bool] = lambda: True) -> None:
         """Draw until nothing is read any more and `condition` holds."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         self.frame()
         while self.background.busy or self.launching.busy or not condition():
             assert time.monotonic() < deadline, "it never came to rest"
