@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ import httpx
 import pytest
 
 from app.serve_command import settings_from
+from app.server.listening import listen
 from app.server.runner import ServerRunner
 from app.server.settings import ServerSettings
 from engine.errors import ConfigError, ServerError
@@ -193,6 +196,35 @@ def test_a_server_in_a_thread_leaves_nothing_behind() -> None:
         assert len(os.listdir("/proc/self/fd")) <= files + 2
     finally:
         worker.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_what_is_sent_does_not_wait_for_what_was_sent_before(host: str) -> None:
+    """Nagle's algorithm beside delayed acknowledgements adds 40 ms to each small answer."""
+
+    async def sends_at_once() -> bool:
+        found: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        class Accepted(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                sock = transport.get_extra_info("socket")
+                found.set_result(bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+                transport.close()
+
+        (sock,) = listen(host, 0)
+        async with await asyncio.get_running_loop().create_server(Accepted, sock=sock):
+            _, writer = await asyncio.open_connection(host, sock.getsockname()[1])
+            try:
+                return await asyncio.wait_for(found, WAIT_S)
+            finally:
+                writer.close()
+
+    if host == "::1":
+        try:
+            listen(host, 0)[0].close()
+        except ServerError:
+            pytest.skip("no IPv6 here")
+    assert asyncio.run(sends_at_once())
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

@@ -45,7 +45,8 @@ def address_of(host: str, sockets: list[socket.socket]) -> str:
 def _socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if _is_ipv6(host) else socket.AF_INET
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio turns off Nagle's algorithm only for sockets that say their protocol.
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise ServerError(f"{host} cannot be listened on: {error.strerror}") from error
     try:
