@@ -15,6 +15,7 @@ from typing import Any
 
 from engine.errors import CheckpointError, PromptError
 
+_LONG_CHARS = 2000  # from here on what `encode` gains beside the batch no longer counts
 _HALF_A_PAIR = "the text holds half of a surrogate pair, which is no character; remove it"
 
 
@@ -48,6 +49,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; PromptError where it is not valid Unicode."""
+        if len(text) > _LONG_CHARS:  # in a batch no other thread has to wait for it
+            return self.encode_batch([text])[0]
         try:
             return list(self._inner.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError) as error:

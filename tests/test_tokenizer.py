@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,36 @@ def tokenizer(tiny_model_dir: Path) -> Tokenizer:
 def test_many_texts_are_encoded_as_each_alone(tokenizer: Tokenizer, text: str) -> None:
     texts = [text, "", "b" + text]
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(t) for t in texts]
+
+
+def test_a_long_text_has_the_ids_that_the_library_gives_it(tokenizer: Tokenizer) -> None:
+    text = "The sun sets \U0001f305 on the hill,  e\u0301 \n" * 300
+    assert tokenizer.encode(text) == tokenizer._inner.encode(text, add_special_tokens=False).ids
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded(tokenizer: Tokenizer) -> None:
+    text = "The sun sets on the hill. " * 20_000
+    ticks: list[float] = []
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(0.001):
+            ticks.append(time.perf_counter())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        for _ in range(10):  # on a busy machine the thread may not get a turn in time
+            begun = time.perf_counter()
+            tokenizer.encode(text)
+            took = time.perf_counter() - begun
+            # Not at the ends, where both take turns in any case.
+            if any(0.2 * took < at - begun < 0.6 * took for at in ticks):
+                return
+        pytest.fail("no other thread had a turn")
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_the_fingerprint_tells_tokenizers_apart(tiny_model_dir: Path, tokenizer: Tokenizer) -> None:
