@@ -215,12 +215,12 @@ def announce(state: AppState) -> Callable[[Path, Run], None]:
     def ended(folder: Path, run: Run) -> None:
         state.models_changed += 1
         if run.status == "done":
-            state.notify(Level.INFO, f"{folder.name} is trained: choose it as the model.")
+            state.notify(Level.INFO, f"The model {folder.name} is trained: choose it on the left.")
         elif run.status == "paused":
-            state.notify(Level.INFO, f"{folder.name} is paused, with a checkpoint.")
+            state.notify(Level.INFO, f"The training of {folder.name} is paused, with a checkpoint.")
         else:
             why = run.error or "its process has ended without a word"
-            state.notify(Level.ERROR, f"{folder.name}: {why}")
+            state.notify(Level.ERROR, f"the training of {folder.name} has ended: {why}")
 
     return ended
 
