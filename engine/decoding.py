@@ -21,7 +21,9 @@ from engine.tokenizer import Tokenizer
 
 Text = Generation | BeamGeneration
 
-POLL_S = 0.004  # how often tokens are fetched from a backend that runs many steps by itself
+# How often tokens are fetched from a backend that runs many steps by itself. Each look takes time
+# from decoding where all cores decode; nobody sees a difference of less than a frame.
+POLL_S = 0.01
 _FIRST_POLL_S = 0.002  # while somebody waits for a first token
 
 
@@ -57,9 +59,9 @@ def many_steps(
     """Steps on the fast path: what came of whom, as it comes.
 
     All must be `fast`. Ends when all are done, one has to read again, or `interrupted`. `started`
-    is given the run, whose `stop` any thread may call. A text whose logits became unusable has
-    then failed; see Writing.fail. Caches may hold more than the texts: `prepare` before the next
-    pass.
+    is given the run, whose `stop` any thread may call, and `look` where `interrupted` has changed.
+    A text whose logits became unusable has then failed; see Writing.fail. Caches may hold more
+    than the texts: `prepare` before the next pass.
     """
     run = backend.start_decoding([g.decode_request() for g in generations])
     requests = list(enumerate(generations))

@@ -36,9 +36,12 @@ class Decoding(Protocol):
     def poll(self, timeout: float) -> list[list[int]]:
         """New tokens of each request since the last call.
 
-        Waits up to `timeout` seconds for all sequences to end, so a caller that shows tokens
-        as they come polls with a few milliseconds.
+        Waits up to `timeout` seconds for all sequences to end or for `look`, so a caller that
+        shows tokens as they come polls with a few milliseconds.
         """
+
+    def look(self) -> None:
+        """End a `poll` that waits. Any thread."""
 
     def read(self) -> list[int]:
         """How many of each request's `unread` tokens are in the cache by now."""

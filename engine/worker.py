@@ -51,10 +51,8 @@ Observer = Callable[[Event], None]
 
 
 class Worker:
-    """Holds at most one model; runs loads in order and up to `max_active` texts at once.
-
-    Up to `max_queue` more texts wait for a place; without a limit, any number.
-    """
+    """Holds at most one model; runs loads in order and up to `max_active` texts at once, while up
+    to `max_queue` more wait for a place: any number where it is None."""
 
     def __init__(
         self,
@@ -78,6 +76,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._line = Line()
         self._active: list[Entry] = []
+        self._run_now: Decoding | None = None
         self._step_s = 0.0  # how long the last single step took
         self._held: Held | None = None
         self._closing = threading.Event()
@@ -237,11 +236,13 @@ class Worker:
                 self._places.take([c.job for c in commands if isinstance(c, GenerateCommand)])
                 for command in commands:
                     command.job.interrupt = self._look
-                    self._inbox.put(command)
+                    self._look(command)
 
-    def _look(self) -> None:
-        """Have the worker look at what has changed."""
-        self._inbox.put(None)
+    def _look(self, command: Command | None = None) -> None:
+        """Have the worker look at what has changed, also while it runs many steps."""
+        self._inbox.put(command)
+        if (run := self._run_now) is not None:
+            run.look()
 
     # Called from the worker's thread (`_publish` also from a download's).
 
@@ -462,8 +463,7 @@ class Worker:
             self._publish(job, *events)
 
     def _run_on(self, backend: Backend, going: list[Entry], until: float | None) -> bool:
-        """Many tokens, until all texts are done or something else wants to be looked at, or
-        `until` that time.
+        """Many tokens, until all texts are done, something else wants to be looked at, or `until`.
 
         False, and nothing done, where only single steps go on.
         """
@@ -480,6 +480,9 @@ class Worker:
             )
 
         def started(run: Decoding) -> None:
+            self._run_now = run
+            if not self._inbox.empty():
+                run.look()
             for job in jobs:
                 job.interrupt = run.stop
 
@@ -491,6 +494,7 @@ class Worker:
             for generation, events in run:
                 self._publish(job_of[id(generation)], *events)
         finally:
+            self._run_now = None
             for job in jobs:
                 job.interrupt = self._look
         return True

@@ -127,6 +127,8 @@ class ScriptedDecoding:
                     self._step(i, request, fresh[i])
         return fresh
 
+    def look(self) -> None: ...
+
     def read(self) -> list[int]:
         return [
             len(r.unread) - len(left) for r, left in zip(self.requests, self._unread, strict=True)

@@ -54,6 +54,31 @@ def test_an_error_comes_out_and_the_team_goes_on(team: object) -> None:
     assert len(seen) == 3
 
 
+def test_who_watches_a_call_is_woken_by_its_end_by_a_look_and_by_time(team: object) -> None:
+    go, woken = threading.Event(), threading.Semaphore(0)
+    call = team.start(lambda number: go.wait(30))
+
+    def watch() -> None:
+        for _ in range(2):
+            call.watch(60)
+            woken.release()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    call.watch(0.001)
+    assert not call.done and not woken.acquire(blocking=False)
+    call.look()
+    assert woken.acquire(timeout=30) and not call.done
+    go.set()
+    assert woken.acquire(timeout=30) and call.done
+    watcher.join()
+    call.watch(60)  # at once
+    failing = team.start(lambda number: 1 // 0)
+    with pytest.raises(BackendError):
+        for _ in range(2):
+            failing.watch(30)
+
+
 def test_close_ends_the_threads() -> None:
     from engine.native.team import Team
 

@@ -25,7 +25,7 @@ import pytest
 from app.server.runner import ServerRunner
 from engine.config import GenerationConfig, LoadConfig
 from engine.errors import QueueFullError
-from engine.events import Finished, Loaded, Token
+from engine.events import Finished, Loaded, Started, Token
 from engine.held import Held
 from engine.slots import SlotPool
 from engine.tokenizer import Tokenizer
@@ -174,6 +174,27 @@ def test_a_text_joins_within_a_step_and_nobody_leaves_the_fast_path(
         assert isinstance(first.result(WAIT_S), Finished)
     finally:
         worker.close()
+
+
+def test_a_text_that_comes_ends_the_wait_for_news_of_the_others(
+    verse: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However seldom a run is asked for news, who comes begins at once."""
+    monkeypatch.setattr("engine.decoding.POLL_S", 3600.0)
+    monkeypatch.setattr("engine.decoding._FIRST_POLL_S", 3600.0)
+    slide = GenerationConfig(
+        decoding="greedy", max_new_tokens=100_000, context_policy="slide", window=200
+    )
+    running_on = verse.generate("The sun", slide)
+    wait_until(lambda: verse._run_now is not None)
+    joining = verse.generate("The moon", slide)
+    wait_until(lambda: any(isinstance(event, Started) for event in list(joining._events)))
+    wait_until(lambda: verse._run_now is not None)
+    for job in (running_on, joining):
+        job.cancel()
+        end = job.result(WAIT_S)
+        assert isinstance(end, Finished) and end.reason == "cancelled"
+    wait_until(lambda: idle(verse))
 
 
 # Over HTTP.

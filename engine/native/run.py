@@ -20,7 +20,7 @@ from engine.native.team import Call, Team
 from engine.step_record import StepRecord
 
 MAX_SEQUENCES = MAX_ROWS  # decoded at once
-READ_CHUNK = 64  # tokens that are read in a pass which writes too: all that its texts wait for
+READ_CHUNK = 96  # tokens that are read in a pass which writes too: all that its texts wait for
 _REASONS = {
     decode.END_OF_TEXT: "end_of_text",
     decode.LENGTH: "length",
@@ -200,7 +200,7 @@ class NativeDecoding:
 
     def poll(self, timeout: float) -> list[list[int]]:
         if self._open:
-            self._call.wait(timeout)
+            self._call.watch(timeout)
         published = self._sequences["published"].tolist()
         seen, self._seen = self._seen, published
         if published == seen:  # most often: this is asked several times a step
@@ -225,6 +225,9 @@ class NativeDecoding:
     @property
     def reasons(self) -> list[str | None]:
         return [_REASONS.get(int(status)) for status in self._sequences["status"]]
+
+    def look(self) -> None:
+        self._call.look()
 
     def stop(self) -> None:
         self._stop[0] = 1

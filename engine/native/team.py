@@ -69,6 +69,7 @@ class Call:
         self._left = threads
         self._lock = threading.Lock()
         self._done = threading.Event()
+        self._news = threading.Event()
         self._error: BaseException | None = None
 
     def one_done(self, error: BaseException | None) -> None:
@@ -77,6 +78,19 @@ class Call:
             self._left -= 1
             if self._left == 0:
                 self._done.set()
+                self._news.set()
+
+    def look(self) -> None:
+        """End `watch` now. Any thread."""
+        self._news.set()
+
+    def watch(self, timeout: float) -> None:
+        """Wait until all threads are done or somebody calls `look`; raises as `wait`."""
+        if not self.done:
+            self._news.wait(timeout)
+            self._news.clear()
+        if self.done:
+            self.wait()
 
     @property
     def done(self) -> bool:
