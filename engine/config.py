@@ -339,6 +339,8 @@ class GenerationConfig(Options):
     def resolved(self) -> GenerationConfig:
         """The same options with the numbers that `auto` stands for in top-k and top-p."""
         top_k, top_p = self.top_k, self.top_p
+        if top_k is not None and top_p is not None:
+            return self
         return self.replace(
             top_k=_TOP_K.get(self.decoding, 0) if top_k is None else top_k,
             top_p=_TOP_P.get(self.decoding, 1.0) if top_p is None else top_p,

@@ -67,6 +67,7 @@ def many_steps(
     requests = list(enumerate(generations))
     polled, read = [0] * len(requests), [0] * len(requests)
     unread = [i for i, g in requests if g.reading]
+    speculative = any(g.speculation is not None for g in generations)  # it may go on with drafts
 
     def progress() -> Iterator[tuple[Generation, list[Event]]]:
         """How far those have come that have no token yet."""
@@ -92,7 +93,9 @@ def many_steps(
                     if generation.done:  # by what the backend knows nothing of
                         break
                     yield generation, generation.accept_token(token_id, record)
-                if generation.done or generation.reading:
+                # Who ends as the backend knows has left the run; that need not disturb the others.
+                known = run.reasons[i] is not None and not speculative
+                if generation.reading or (generation.done and not known):
                     run.stop()
             yield from progress()
             if interrupted():

@@ -58,7 +58,7 @@ class Decoding(Protocol):
 
     @property
     def reasons(self) -> list[str | None]:
-        """Once done: length, end_of_text or context for each request, None where it was stopped.
+        """length, end_of_text or context for each request, None where it goes on or was stopped.
 
         A request whose logits became unusable has the reason failed.
         """

@@ -318,7 +318,7 @@ class Worker:
 
     def _admit(self) -> None:
         """Deal with the commands whose turn it is."""
-        while command := self._line.take_ready(self._writings, self._limit):
+        while command := self._line.take_ready(self._unfinished, self._limit):
             if isinstance(command, GenerateCommand):
                 self._start(command)
             elif isinstance(command, LoadCommand):
@@ -329,8 +329,8 @@ class Worker:
                 self._measure(command.job)
 
     @property
-    def _writings(self) -> list[Writing]:
-        return [writing for _, writing in self._active]
+    def _unfinished(self) -> list[Writing]:
+        return [writing for _, writing in self._active if not writing.done]
 
     @property
     def _limit(self) -> int:
@@ -476,7 +476,7 @@ class Worker:
                 self._closing.is_set()
                 or (until is not None and time.perf_counter() >= until)
                 or any(job.cancelled for job in jobs)
-                or self._line.ready(self._writings, self._limit)
+                or self._line.ready(self._unfinished, self._limit)
             )
 
         def started(run: Decoding) -> None:
