@@ -14,15 +14,15 @@ LINES = (
 )
 
 
-def write_text(path: Path, lines: int = 120) -> Path:
-    """A text of a few kilobytes with little in it to learn."""
+def write_text(path: Path, lines: int = 5) -> Path:
+    """A text with little in it to learn, read in a few steps."""
     text = "\n".join(f"{LINES[i % 3]} {LINES[(i * i + 1) % 3]}" for i in range(lines))
     path.write_text(text + "\n", encoding="utf-8")
     return path
 
 
 def options(model: Path, text: Path, out: Path, **changes: Any) -> FinetuneConfig:
-    """A run of 8 steps over two epochs that evaluates and saves in between."""
+    """A run of 8 steps in several epochs that evaluates and saves in between."""
     values: dict[str, Any] = {
         "model_name": str(model),
         "train_file": (str(text),),
