@@ -318,7 +318,7 @@ class _Run:
             result.draw_curve(self._folder, run_log.read_log(self._folder))
 
     def _finish(self, made: trainer.FinetuneTrainer) -> Outcome:
-        status = "paused" if made.stopped and not made.ended_early else "done"
+        status: run_log.Status = "paused" if made.stopped and not made.ended_early else "done"
         if self._main:
             totals, course = self._record.totals, made.hooks.course
             totals["tokens_seen"] = made.tokens_seen

@@ -77,7 +77,7 @@ def plain_weights(model: Any) -> dict[str, torch.Tensor]:
     """Weights as GPT-2 checkpoints hold them, adapters merged into copies of what they change."""
     if not hasattr(model, "merge_adapter"):
         return {name: p.detach() for name, p in model.named_parameters()}
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear
 
     inner = model.get_base_model()
     weights = {
@@ -86,7 +86,7 @@ def plain_weights(model: Any) -> dict[str, torch.Tensor]:
         if ".lora_" not in name
     }
     for name, module in inner.named_modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, Linear):
             delta = module.get_delta_weight("default").detach()
             weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta
     return weights

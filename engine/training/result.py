@@ -143,6 +143,7 @@ def draw_curve(folder: Path, events: list[dict[str, Any]]) -> None:
     steps = [(e["step"], e["loss"]) for e in events if e["kind"] == "step" and e.get("loss")]
     held_out = [(e["step"], e["loss"]) for e in events if e["kind"] == "eval" and e.get("loss")]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)  # without a display
     axes = figure.add_subplot()
     if steps:
         xs, ys = zip(*steps, strict=True)
@@ -156,7 +157,7 @@ def draw_curve(folder: Path, events: list[dict[str, Any]]) -> None:
     if steps or held_out:
         axes.legend()
     data = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(data)
+    figure.savefig(data, format="png")
     atomic.write_bytes(folder / CURVE_FILE, data.getvalue())
 
 

@@ -27,7 +27,7 @@ def write_sample(model: Any, prompt: list[int], end_of_text: int, seed: int) -> 
     try:
         with torch.random.fork_rng(devices=[model.device] if on_gpu else []), torch.no_grad():
             torch.manual_seed(seed)
-            written = model.generate(
+            written: list[int] = model.generate(
                 input_ids=torch.tensor([ids], device=model.device),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
                 do_sample=True,

@@ -202,7 +202,7 @@ class FinetuneTrainer(Trainer):
         if self.is_world_process_zero():
             plain = self.accelerator.unwrap_model(self.model)
             self.hooks.sample(plain, step, self.hooks.course)
-        self.control = self.callback_handler.on_evaluate(
+        self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
