@@ -24,7 +24,7 @@ from app.server.runner import ServerRunner
 from app.server.settings import ServerSettings
 from engine.errors import ConfigError, ServerError
 from engine.worker import Worker
-from tests.server_support import WAIT_S, client, running
+from tests.server_support import WAIT_S, client, loaded, running
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and files of Linux")
@@ -157,17 +157,33 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tmp_path: Path) -
         assert "Traceback" not in "\n".join(server.lines)
 
 
-@pytest.mark.slow
-def test_what_drains_too_long_is_cut_off(tiny_model_dir: Path) -> None:
-    with served(
-        "--model", str(tiny_model_dir), "--max-tokens", "1000000", "--drain", "1"
-    ) as server:
-        server.said("serving ")
-        with writing(server.url, 1_000_000) as lines, contextlib.suppress(httpx.HTTPError):
-            server.process.send_signal(signal.SIGINT)
-            for _ in lines:
-                pass
-        assert server.end() == 0
+def test_what_outlasts_the_drain_is_answered_with_the_reason(tiny_model_dir: Path) -> None:
+    endless = {"prompt": "The sun", "max_new_tokens": 1_000_000, "min_new_tokens": 1_000_000}
+    endless["context_policy"] = "reset"
+    with loaded(tiny_model_dir) as worker, running(worker, max_tokens=1_000_000) as runner:
+        url = str(runner.address)
+        answers: list[httpx.Response] = []
+        waiting = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(f"{url}/generate", json=endless, timeout=WAIT_S, trust_env=False)
+            )
+        )
+        with writing(url, 1_000_000) as lines:
+            waiting.start()
+            limit = time.monotonic() + WAIT_S
+            while worker.occupancy.active < 2:
+                assert time.monotonic() < limit
+                time.sleep(0.01)
+            runner.stop(timeout=0)
+            *_, error, done = lines
+        waiting.join(WAIT_S)
+        assert done == "data: [DONE]"
+        told = json.loads(error.removeprefix("data: "))
+        assert told["error"]["code"] == "stopping"
+        (answer,) = answers
+        assert (answer.status_code, answer.json()) == (503, told)
+        assert "retry-after" in answer.headers
+        assert runner.stop()
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,6 +23,7 @@ from app.server.pages import page
 from app.server.schemas import generate_request
 from app.server.settings import ServerSettings
 from engine import __version__
+from engine.job import Job
 from engine.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -29,13 +31,25 @@ log = logging.getLogger(__name__)
 CLIENT_GONE = 499  # nginx's number; nobody sees it but the counters
 
 
-def create_app(worker: Worker, settings: ServerSettings, metrics: Metrics | None = None) -> Any:
+def create_app(
+    worker: Worker,
+    settings: ServerSettings,
+    metrics: Metrics | None = None,
+    jobs: weakref.WeakSet[Job] | None = None,
+) -> Any:
     """The application of a worker that somebody else starts, loads and closes.
+
+    `jobs` gets the texts of all requests. Who cancels them has these answered with 503 at once.
 
     Raises ConfigError for settings that contradict each other.
     """
     settings.check_together()
-    context = Context(worker, settings, metrics or Metrics(lambda: worker.occupancy))
+    context = Context(
+        worker,
+        settings,
+        metrics or Metrics(lambda: worker.occupancy),
+        weakref.WeakSet() if jobs is None else jobs,
+    )
     app = FastAPI(
         title="GPT-2 Workbench",
         version=__version__,

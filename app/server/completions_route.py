@@ -72,7 +72,7 @@ async def complete(context: Context, model: type[Strict], request: Request) -> R
     """Answer one request; raises ApiError and ClientGone."""
     completion = await _understood(context, read(model, await request.body()))
     asks = [texts.Ask(prompt, completion.config) for prompt in completion.prompts]
-    jobs = texts.start(context.worker, asks)
+    jobs = context.start(asks)
     try:
         if completion.given.stream:
             return await _streamed(context, request, completion, jobs)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from app.server import texts
 from app.server.errors import ApiError
 from app.server.metrics import Metrics
 from app.server.settings import ServerSettings
 from engine.errors import EngineError
 from engine.events import ModelInfo
+from engine.job import Job
 from engine.request import Prompt
 from engine.tokenizer import clean_prompt
 from engine.worker import Worker
@@ -25,6 +28,7 @@ class Context:
     worker: Worker
     settings: ServerSettings
     metrics: Metrics
+    jobs: weakref.WeakSet[Job] = field(default_factory=weakref.WeakSet)  # of all requests
 
     def model(self) -> ModelInfo:
         """The loaded model; ApiError 503 while there is none."""
@@ -33,15 +37,21 @@ class Context:
             raise ApiError(503, "no model is loaded yet; try again soon", code="loading")
         return model
 
-    def check_count(self, texts: int) -> None:
+    def start(self, asks: Sequence[texts.Ask]) -> list[list[Job]]:
+        """A list of jobs for each; ApiError, and none runs, where one of them is refused."""
+        jobs = texts.start(self.worker, asks)
+        self.jobs.update(job for group in jobs for job in group)
+        return jobs
+
+    def check_count(self, count: int) -> None:
         """ApiError 400 for more texts than one request may ask for."""
         most, room = self.settings.max_texts, self.worker.occupancy
         if room.max_queue is not None:  # more would never find a place
             most = min(most, room.max_active + room.max_queue)
-        if texts > most:
+        if count > most:
             raise ApiError(
                 400,
-                f"the request asks for {texts} texts; at most {most} are written for one request",
+                f"the request asks for {count} texts; at most {most} are written for one request",
             )
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -34,7 +34,7 @@ async def generate(context: Context, model: type[Strict], request: Request) -> R
     context.check_count(len(prompts) * config.num_return_sequences)
     for number, text in enumerate(prompts):
         await context.count_prompt(text, None if isinstance(prompt, str) else number)
-    jobs = texts.start(context.worker, [texts.Ask(text, config) for text in prompts])
+    jobs = context.start([texts.Ask(text, config) for text in prompts])
     try:
         if stream:
             return await _streamed(context, request, jobs, isinstance(prompt, list))

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
+import time
+import weakref
 from typing import Any, Self
 
 import uvicorn
@@ -19,11 +22,14 @@ from app.server.metrics import Load, Metrics
 from app.server.protocol import MAX_HEADER_BYTES, protocol_class
 from app.server.settings import ServerSettings
 from engine.errors import ServerError
+from engine.job import Job
 from engine.worker import Worker
 
 log = logging.getLogger(__name__)
 
 _START_S = 10.0
+_LOOK_S = 0.05
+_LAST_WORDS_S = 1.0  # for the answers to what is given up
 _GRACE_S = 5.0  # beyond the time to drain, for what is cancelled to end
 
 
@@ -33,7 +39,7 @@ class ServerRunner:
     def __init__(self, worker: Worker, settings: ServerSettings) -> None:
         """Raises ConfigError for settings that contradict each other."""
         self._begin(settings, Metrics(lambda: worker.occupancy))
-        self._app = create_app(worker, settings, self.metrics)
+        self._app = create_app(worker, settings, self.metrics, self._jobs)
 
     @classmethod
     def of_app(cls, settings: ServerSettings, app: Any, metrics: Metrics) -> Self:
@@ -46,9 +52,10 @@ class ServerRunner:
     def _begin(self, settings: ServerSettings, metrics: Metrics) -> None:
         self.settings = settings
         self.metrics = metrics
+        self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()  # of the requests
         self.address: str | None = None  # "http://localhost:8000" while it runs
         self.error: str | None = None  # one line on why it does not run
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
         self._thread: threading.Thread | None = None
         self._up = threading.Event()
 
@@ -81,9 +88,9 @@ class ServerRunner:
             proxy_headers=False,
             server_header=False,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            timeout_graceful_shutdown=max(1, round(self.settings.drain)),
+            timeout_graceful_shutdown=math.ceil(self.settings.drain + _GRACE_S),
         )
-        server = self._server = _Server(config, self._up)
+        server = self._server = _Server(config, self._up, self._jobs, self.settings.drain)
 
         def serve() -> None:
             try:
@@ -117,7 +124,7 @@ class ServerRunner:
             return True
         server.should_exit = True
         if not drain:
-            server.force_exit = True
+            server.at_once = True
         if timeout is None:
             timeout = (self.settings.drain if drain else 0.0) + _GRACE_S
         thread.join(timeout)
@@ -125,12 +132,41 @@ class ServerRunner:
 
 
 class _Server(uvicorn.Server):
-    """Tells when it listens."""
+    """Tells when it listens; at its end gives up what does not end by itself."""
 
-    def __init__(self, config: uvicorn.Config, up: threading.Event) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        up: threading.Event,
+        jobs: weakref.WeakSet[Job],
+        drain: float,
+    ) -> None:
         super().__init__(config)
-        self._up = up
+        self._up, self._jobs, self._drain = up, jobs, drain
+        self.at_once = False  # do not wait for what is under way; set by another thread
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets)  # type: ignore[arg-type]
         self._up.set()
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        ending = asyncio.ensure_future(self._end())
+        try:
+            await super().shutdown(sockets)  # type: ignore[arg-type]
+        finally:
+            ending.cancel()
+
+    async def _end(self) -> None:
+        """uvicorn would cancel what outlasts the drain: 500, or a stream torn in the middle. Of a
+        text that is given up the client is told so."""
+        until = time.monotonic() + self._drain
+        while time.monotonic() < until and not self.at_once:
+            await asyncio.sleep(_LOOK_S)
+        for job in list(self._jobs):
+            job.cancel()
+        until = time.monotonic() + _LAST_WORDS_S
+        while time.monotonic() < until and self.server_state.connections:
+            await asyncio.sleep(_LOOK_S)
+        for connection in list(self.server_state.connections):  # who does not read, or still asks
+            connection.transport.abort()
+        self.force_exit = True
