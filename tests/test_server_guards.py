@@ -136,7 +136,10 @@ def test_the_own_page_may_post(http: httpx.Client, runner: ServerRunner) -> None
 
 def test_a_configured_origin_gets_cors_headers_and_no_other_does(worker: Worker) -> None:
     page = "http://localhost:3000"
-    with running(worker, allowed_origins=(page,), api_key=KEY) as runner, client(runner) as http:
+    with (
+        running(worker, allowed_origins=(page.upper() + "/",), api_key=KEY) as runner,
+        client(runner) as http,
+    ):
         asked = {"Origin": page, "Access-Control-Request-Method": "POST"}
         preflight = http.options("/generate", headers=asked)
         assert preflight.status_code == 200 and preflight.headers[CORS] == page

@@ -34,14 +34,15 @@ def guarded(app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> ASGIApp
     app = BodyGuard(app, settings.max_body_bytes, settings.body_timeout)
     if settings.api_key is not None:
         app = KeyGuard(app, settings.api_key)
-    if settings.allowed_origins:
+    origins = tuple(origin.rstrip("/").lower() for origin in settings.allowed_origins)
+    if origins:
         app = CORSMiddleware(
             app,
-            allow_origins=settings.allowed_origins,
+            allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
-    app = HostGuard(OriginGuard(app, settings.allowed_origins), settings)
+    app = HostGuard(OriginGuard(app, origins), settings)
     return Counting(app, metrics)
 
 
@@ -101,7 +102,7 @@ class OriginGuard(Guard):
 
     def __init__(self, app: ASGIApp, allowed: tuple[str, ...]) -> None:
         super().__init__(app)
-        self._allowed = {origin.rstrip("/").lower() for origin in allowed}
+        self._allowed = frozenset(allowed)
 
     def refusal(self, scope: Scope) -> ApiError | None:
         origin = header(scope, b"origin")
