@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from app.console import CommandFailed, show_loading
+from app.garbage import settle
 from app.server.settings import ServerSettings
 from engine import catalog
 from engine.config import LoadConfig
@@ -109,6 +110,7 @@ def _loaded(job: Job, address: str) -> bool:
         raise CommandFailed(end.message)
     if not isinstance(end, Loaded):
         return False
+    settle()
     model = end.model
     print(
         f"serving {model.name} ({model.backend}, {model.precision}) at {address}; "

@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
+from app.garbage import settle
 from engine.config import LoadConfig
 from engine.errors import ServerError
 from engine.events import Failed, Loaded
@@ -31,6 +32,7 @@ class Replica:
         if not isinstance(end, Loaded):
             raise ServerError(end.message if isinstance(end, Failed) else "it was stopped")
         self._app = create_app(self._worker, limits)
+        settle()
 
     async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[Message]:
         """The application's messages for one request; giving the iterator up cancels it."""

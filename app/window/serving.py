@@ -12,6 +12,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Protocol
 
+from app.garbage import settle
 from app.window.background import Background
 from app.window.guests import GuestLoad, Guests, GuestWorker
 from engine.errors import EngineError
@@ -86,7 +87,9 @@ class Serving:
 
         def work() -> tuple[Runner, str]:
             runner = self._make_runner(port)
-            return runner, runner.start()
+            address = runner.start()
+            settle()
+            return runner, address
 
         self._background.submit("serve", work, self._started, self._not_started)
 
