@@ -194,7 +194,10 @@ def _start_line(event: Event) -> str:
     which = "all" if trained >= whole else f"{trained / 1e6:.2f} M of"
     processes = f", {event['processes']} processes" if event["processes"] > 1 else ""
     begun = f"going on at step {event['step']:,} of" if event["step"] else "training for"
-    return f"{begun} {event['total_steps']:,} steps: {which} {whole / 1e6:.1f} M weights{processes}"
+    return (
+        f"{begun} {event['total_steps']:,} steps: {which} {whole / 1e6:.1f} M weights{processes}, "
+        f"{event['memory']}"
+    )
 
 
 def _line_of(event: Event) -> str | None:

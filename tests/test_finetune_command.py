@@ -84,7 +84,8 @@ def test_it_trains_and_says_what_to_do_next(
     assert f"trained in {finetune_command._duration(run.totals['seconds'])}: {folder}" in out
     assert f"-> {loss:.4f} nats per token (perplexity" in out
     assert f"generate --model {folder} --prompt" in out
-    assert "training for 8 steps: all" in err and "step 8 of 8  loss" in err
+    assert "training for 8 steps: all" in err and "of memory: weights" in err
+    assert "step 8 of 8  loss" in err
     assert "sample: The sun" in err and "tokens/s" in err and "held-out loss" in err
     # Once more is refused in one line, and what is there stays.
     before = (folder / "model.safetensors").read_bytes()
@@ -162,6 +163,7 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
                 "parameters": 10_000_000,
                 "trained_parameters": 40_000,
                 "processes": 2,
+                "memory": "about 1 GB of memory",
             }
         )
         bar.event({"kind": "eval", "step": 0, "loss": 3.0, "perplexity": 20.1})
@@ -173,8 +175,8 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
         said = figures.fields["said"]
     assert "7/60  loss 2.5000  1,234 tokens/s" in said and "ETA 1:02:03" in said
     assert "held-out loss 3.0000  perplexity 20.09" in said
-    shown = capsys.readouterr().err
-    assert "0.04 M of 10.0 M weights, 2 processes" in shown
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "0.04 M of 10.0 M weights, 2 processes, about 1 GB" in shown
     assert "sample: [red] a b [/x]" in shown and "warning: careful" in shown
 
 

@@ -82,11 +82,11 @@ def finetune(
     base = catalog.require_local(config.model_name)
     shape = _check_shape(config, read_config(base))
     config = _settled(config)
-    doubts = _doubts(config, shape)
+    memory, doubts = _doubts(config, shape)
     config, folder, made = _agree_on_folder(config)
     run = _Run(config, folder, base, shape, report, stop or Stop())
     try:
-        return run.go(progress, doubts)
+        return run.go(progress, memory, doubts)
     except BaseException as error:
         if not advice.is_out_of_memory(error):
             run.failed(error, made)
@@ -132,15 +132,18 @@ def _sharing() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _doubts(config: FinetuneConfig, shape: ModelConfig) -> list[str]:
-    """What to warn of before anything is done; OutOfMemoryError where the run cannot fit."""
+def _doubts(config: FinetuneConfig, shape: ModelConfig) -> tuple[str, list[str]]:
+    """The memory a run takes, in words, and what to warn of before anything is done.
+
+    Raises OutOfMemoryError where the run cannot fit.
+    """
     if config.device == "cuda":
         free = int(torch.cuda.mem_get_info()[0])
     else:
         free = available_bytes() // _sharing()
-    _, doubts = advice.check_memory(shape, config, str(config.precision), free)
+    estimate, doubts = advice.check_memory(shape, config, str(config.precision), free)
     rate = advice.learning_rate_warning(shape, config)
-    return doubts + ([rate] if rate else [])
+    return estimate.summary(), doubts + ([rate] if rate else [])
 
 
 def _agree_on_folder(config: FinetuneConfig) -> tuple[FinetuneConfig, Path, bool]:
@@ -185,7 +188,7 @@ class _Run:
         self._seconds_before = float(self._record.totals.get("seconds", 0.0))
         self._log = LogWriter(folder) if self._main else None
 
-    def go(self, progress: Callable[[str, float], None], doubts: list[str]) -> Outcome:
+    def go(self, progress: Callable[[str, float], None], memory: str, doubts: list[str]) -> Outcome:
         tokenizer = Tokenizer(self._base, self._shape.end_of_text)
         with self._processes.main_process_first():
             data = prepare(self._config, tokenizer, progress)
@@ -215,6 +218,7 @@ class _Run:
             parameters=self._shape.parameters,
             trained_parameters=trained_parameters(model),
             processes=self._processes.num_processes,
+            memory=memory,
         )
         for line in (*remarks, *((*data.report.warnings, *doubts) if newest is None else ())):
             self._emit("warning", newest.step if newest else 0, text=line)
