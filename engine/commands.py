@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from engine.config import LoadConfig
+from engine.config import GenerationConfig, LoadConfig
 from engine.decoding import Text
-from engine.generation import Generation, Writing
+from engine.generation import Generation, with_seed
 from engine.job import Job
-from engine.request import TextRequest
+from engine.request import Prompt, TextRequest
+from engine.scoring import ScoreCommand
 
 
 @dataclass
@@ -37,6 +39,28 @@ class GenerateCommand:
         return isinstance(first, Generation) and first.reading and not first.done
 
 
+def to_write(
+    asked: Sequence[tuple[Prompt, GenerationConfig]],
+    new_job: Callable[[], Job],
+    parent: int | None,
+) -> list[list[GenerateCommand]]:
+    """What the worker is asked for each prompt: a command for each of its texts."""
+    now = time.perf_counter()
+    commands: list[list[GenerateCommand]] = []
+    for prompt, config in asked:
+        count = config.num_return_sequences
+        whole = TextRequest(prompt, with_seed(config), parent=parent, requested_at=now)
+        group: list[Text] | None = [] if count > 1 else None
+        jobs = [new_job() for _ in range(count)]
+        commands.append(
+            [
+                GenerateCommand(job, replace(whole, job_id=job.id, sequence=number), group)
+                for number, job in enumerate(jobs)
+            ]
+        )
+    return commands
+
+
 @dataclass
 class MeasureCommand:
     """Measure the memory's bandwidth."""
@@ -44,7 +68,7 @@ class MeasureCommand:
     job: Job
 
 
-Command = LoadCommand | GenerateCommand | MeasureCommand
+Command = LoadCommand | GenerateCommand | ScoreCommand | MeasureCommand
 
 
 class Line:
@@ -73,8 +97,8 @@ class Line:
             self._commands.remove(command)
         return cancelled
 
-    def take_ready(self, active: Sequence[Writing], places: int) -> Command | None:
-        """The first command whose turn it is beside the active texts; see `ready`."""
+    def take_ready(self, active: int, places: int) -> Command | None:
+        """The first command whose turn it is beside so many active texts; see `ready`."""
         at = self._ready(active, places)
         if at is None:
             return None
@@ -82,7 +106,7 @@ class Line:
         del self._commands[at]
         return command
 
-    def ready(self, active: Sequence[Writing], places: int) -> bool:
+    def ready(self, active: int, places: int) -> bool:
         """Whether a command can be dealt with now.
 
         A load waits until no text is active, and all that came after it waits too. Texts begin in
@@ -91,8 +115,8 @@ class Line:
         """
         return self._ready(active, places) is not None
 
-    def _ready(self, active: Sequence[Writing], places: int) -> int | None:
-        free = places - len(active)
+    def _ready(self, active: int, places: int) -> int | None:
+        free = places - active
         for at, command in enumerate(self._commands):
             if isinstance(command, MeasureCommand):
                 return at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from engine.events import Cancelled, Downloaded, Event, Loading
@@ -26,3 +27,10 @@ def run_download(job: Job, name: str, publish: Callable[[Job, Event], None]) -> 
             publish(job, failure(job, error, f"downloading {name}"))
     else:
         publish(job, Downloaded(job.id, name))
+
+
+def start_download(job: Job, name: str, publish: Callable[[Job, Event], None]) -> None:
+    """`run_download` on a thread of its own."""
+    threading.Thread(
+        target=run_download, args=(job, name, publish), name=f"download-{name}", daemon=True
+    ).start()

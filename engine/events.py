@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.config import GenerationConfig
-from engine.step_record import StepRecord
+from engine.step_record import StepRecord, TokenScore
 
 
 @dataclass(frozen=True)
@@ -180,5 +180,15 @@ class Bandwidth(Event):
     bytes_per_s: float
 
 
-TERMINAL = (Loaded, Finished, Failed, Cancelled, Downloaded, Bandwidth)
+@dataclass(frozen=True)
+class Scored(Event):
+    """How probable `model` finds a text; nothing predicts its first token, whose score is None."""
+
+    model: ModelInfo
+    prompt: str
+    token_ids: tuple[int, ...]
+    scores: tuple[TokenScore | None, ...]
+
+
+TERMINAL = (Loaded, Finished, Failed, Cancelled, Downloaded, Bandwidth, Scored)
 """The last event of a job is one of these."""

@@ -26,7 +26,7 @@ from engine.slots import SlotPool
 from engine.speculation import Speculation
 from engine.step_record import StepRecord
 from engine.stops import StopStrings
-from engine.tokenizer import StreamDecoder, Tokenizer, check_ids, clean_prompt
+from engine.tokenizer import StreamDecoder, Tokenizer, check_ids, read_prompt
 
 PREFILL_CHUNK = 256  # prompt tokens run between two chances to cancel
 
@@ -45,11 +45,7 @@ class Writing(ABC):
         that do not fit the model."""
         begun = request.requested_at
         self._begun = time.perf_counter() if begun is None else begun
-        prompt = request.prompt
-        if isinstance(prompt, str):
-            encoded = tokenizer.encode(clean_prompt(prompt))
-        else:
-            encoded, prompt = list(prompt), tokenizer.decode(prompt)
+        encoded, prompt = read_prompt(tokenizer, request.prompt)
         check_ids(encoded, model.vocab_size)
         if request.written:
             check_ids(request.written, model.vocab_size)

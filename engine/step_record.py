@@ -30,6 +30,14 @@ class RuleEffect(NamedTuple):
     mass: float  # of the model's own probability that those hold
 
 
+class TokenScore(NamedTuple):
+    """A token of a text that was there already."""
+
+    token_id: int
+    logprob: float  # natural logarithm of the model's own probability
+    alternatives: tuple[Alternative, ...]  # most probable first
+
+
 @dataclass(frozen=True)
 class StepRecord:
     """One token. Probabilities are of the model's own distribution unless named final."""

@@ -141,6 +141,13 @@ def check_ids(token_ids: Sequence[int], vocab_size: int) -> None:
         )
 
 
+def read_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> tuple[list[int], str]:
+    """The tokens of a prompt, and its text; errors as of `clean_prompt`."""
+    if isinstance(prompt, str):
+        return tokenizer.encode(clean_prompt(prompt)), prompt
+    return list(prompt), tokenizer.decode(prompt)
+
+
 def clean_prompt(text: str) -> str:
     """The prompt, or PromptError where it is empty or not plain Unicode text."""
     if not text:

@@ -17,30 +17,22 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from engine.backends.base import Backend, LoadCancelled
 from engine.beam_generation import BeamFollower, BeamGeneration
-from engine.commands import Command, GenerateCommand, Line, LoadCommand, MeasureCommand
+from engine.commands import Command, GenerateCommand, Line, LoadCommand, MeasureCommand, to_write
 from engine.config import MAX_SEQUENCES, GenerationConfig, LoadConfig
-from engine.decoding import Text, begin, run_on, step
-from engine.download_job import run_download
+from engine.decoding import begin, run_on, step
+from engine.download_job import start_download
 from engine.errors import EngineError, ModelNotFoundError
-from engine.events import (
-    TERMINAL,
-    Bandwidth,
-    Cancelled,
-    Event,
-    Loaded,
-    Loading,
-    ModelInfo,
-)
+from engine.events import TERMINAL, Bandwidth, Cancelled, Event, Loaded, Loading, ModelInfo
 from engine.fast_path import Decoding
-from engine.generation import Writing, with_seed
+from engine.generation import Writing
 from engine.held import Held, bandwidth, read_model
 from engine.job import Job, failure
 from engine.places import Occupancy, Places
 from engine.request import Prompt, TextRequest
+from engine.scoring import ScoreCommand, ScoreRequest, Scorings
 from engine.slots import SlotPool
 from engine.step_record import StepRecord
 from engine.turns import Entry, apart, due
@@ -77,6 +69,7 @@ class Worker:
         self._line = Line()
         self._active: list[Entry] = []
         self._run_now: Decoding | None = None
+        self._scorings = Scorings(self._publish)
         self._step_s = 0.0  # how long the last single step took
         self._held: Held | None = None
         self._closing = threading.Event()
@@ -168,21 +161,17 @@ class Worker:
         self, asked: Sequence[tuple[Prompt, GenerationConfig]], *, parent: int | None = None
     ) -> list[list[Job]]:
         """`generate_many` for several prompts, each with its own options, at once: all or none."""
-        now = time.perf_counter()
-        commands: list[list[GenerateCommand]] = []
-        for prompt, config in asked:
-            count = config.num_return_sequences
-            whole = TextRequest(prompt, with_seed(config), parent=parent, requested_at=now)
-            group: list[Text] | None = [] if count > 1 else None
-            jobs = [self._new_job() for _ in range(count)]
-            commands.append(
-                [
-                    GenerateCommand(job, replace(whole, job_id=job.id, sequence=number), group)
-                    for number, job in enumerate(jobs)
-                ]
-            )
+        commands = to_write(asked, self._new_job, parent)
         self._submit(*itertools.chain.from_iterable(commands))
         return [[command.job for command in many] for many in commands]
+
+    def score_all(self, prompts: Sequence[Prompt], top: int = 0) -> list[Job]:
+        """How probable the model finds texts that are there already, with the `top` most probable
+        tokens at each place: Scored, Failed or Cancelled. A text takes a place, as one that is
+        written. Raises QueueFullError, and none begins, where not all of them find one."""
+        asked = [ScoreCommand(self._new_job(), ScoreRequest(prompt, top)) for prompt in prompts]
+        self._submit(*asked)
+        return [command.job for command in asked]
 
     def measure_bandwidth(self) -> Job:
         """Measure how fast the memory streams as many bytes as a token of the model reads.
@@ -203,19 +192,14 @@ class Worker:
                 job.put(Cancelled(job.id))
                 return job
             self._downloads = [j for j in self._downloads if not j.done] + [job]
-        threading.Thread(
-            target=run_download,
-            args=(job, name, self._publish),
-            name=f"download-{name}",
-            daemon=True,
-        ).start()
+        start_download(job, name, self._publish)
         return job
 
     def close(self, timeout: float = 5.0) -> None:
         """Cancel everything and end the thread; readers get their last event."""
         with self._gate:
             self._closing.set()
-        for job in [*self._downloads, *(j for j, _ in self._active)]:
+        for job in [*self._downloads, *self._scorings.jobs, *(j for j, _ in self._active)]:
             job.cancel()
         self._look()
         if self._thread.is_alive():
@@ -233,7 +217,9 @@ class Worker:
                 for command in commands:
                     command.job.put(Cancelled(command.job.id))
             else:
-                self._places.take([c.job for c in commands if isinstance(c, GenerateCommand)])
+                self._places.take(
+                    [c.job for c in commands if isinstance(c, (GenerateCommand, ScoreCommand))]
+                )
                 for command in commands:
                     command.job.interrupt = self._look
                     self._look(command)
@@ -264,11 +250,13 @@ class Worker:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._take_commands(wait=not self._active and not self._line)
+            self._take_commands(wait=not (self._active or self._scorings or self._line))
             try:
                 self._admit()
                 if self._active:
                     self._step()
+                if self._scorings and self._held:
+                    self._scorings.step(self._held)
             except Exception as error:  # a fault of ours must not leave readers waiting
                 self._fail_all(error)
         self._end()
@@ -279,6 +267,7 @@ class Worker:
         for job, generation in self._active:
             self._publish(job, generation.finish("cancelled"))
         self._active = []
+        self._scorings.end()
         for command in self._line.take_all():
             self._publish(command.job, Cancelled(command.job.id))
         if self._held:
@@ -288,6 +277,7 @@ class Worker:
     def _fail_all(self, error: Exception) -> None:
         """Answer every text under way; the caches are in an unknown state, so all are closed."""
         active, self._active = self._active, []
+        self._scorings.end(error)
         for job, writing in active:
             writing.fail(error)
             if not job.done:
@@ -309,7 +299,9 @@ class Worker:
             except queue.Empty:
                 break
             wait = False
-            if isinstance(command, MeasureCommand) and (self._active or self._line):
+            if isinstance(command, MeasureCommand) and (
+                self._active or self._scorings or self._line
+            ):
                 self._publish(command.job, Cancelled(command.job.id))
             elif command is not None:
                 self._line.add(command)
@@ -319,18 +311,19 @@ class Worker:
     def _admit(self) -> None:
         """Deal with the commands whose turn it is."""
         while command := self._line.take_ready(self._unfinished, self._limit):
-            if isinstance(command, GenerateCommand):
+            if isinstance(command, (GenerateCommand, ScoreCommand)):
                 self._start(command)
             elif isinstance(command, LoadCommand):
                 self._load(command)
-            elif self._active or self._line or not self._inbox.empty():
+            elif self._active or self._scorings or self._line or not self._inbox.empty():
                 self._publish(command.job, Cancelled(command.job.id))
             else:
                 self._measure(command.job)
 
     @property
-    def _unfinished(self) -> list[Writing]:
-        return [writing for _, writing in self._active if not writing.done]
+    def _unfinished(self) -> int:
+        """Texts that are written or scored."""
+        return sum(not writing.done for _, writing in self._active) + len(self._scorings)
 
     @property
     def _limit(self) -> int:
@@ -374,11 +367,15 @@ class Worker:
         else:
             self._publish(job, Bandwidth(job.id, model, bytes_per_s))
 
-    def _start(self, command: GenerateCommand) -> None:
+    def _start(self, command: GenerateCommand | ScoreCommand) -> None:
         job = command.job
         try:
             if self._held is None:
                 raise ModelNotFoundError("no model is loaded; load one first")
+            if isinstance(command, ScoreCommand):
+                self._scorings.begin(job, command.request, self._held)
+                self._places.begin(job)
+                return
             writing = self._begin(command, self._held)
         except Exception as error:
             self._publish(job, failure(job, error, "starting a text"))
@@ -442,7 +439,8 @@ class Worker:
         and the others take turns of equal time, so that one such text does not slow all down."""
         fast, others = apart(backend, going)
         turns = bool(fast and others)
-        until = time.perf_counter() + self._step_s if turns else None
+        rest = (self._step_s if turns else 0.0) + (self._scorings.piece_s if self._scorings else 0)
+        until = time.perf_counter() + rest if turns or self._scorings else None
         if not self._run_on(backend, fast if turns else going, until):
             others = going
         elif not turns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,17 @@ def client(runner: ServerRunner, **options: Any) -> httpx.Client:
     """An HTTP client of a server."""
     assert runner.address is not None
     return httpx.Client(base_url=runner.address, timeout=WAIT_S, trust_env=False, **options)
+
+
+@contextlib.contextmanager
+def asking(runner: ServerRunner, body: dict[str, Any], path: str = "/generate") -> Iterator[None]:
+    """A client that has sent its request, and leaves in the end."""
+    host, port = str(runner.address).removeprefix("http://").split(":")
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port)), WAIT_S) as sock:
+        sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        yield
 
 
 def messages(response: httpx.Response) -> Iterator[Any]:

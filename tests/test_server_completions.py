@@ -175,6 +175,16 @@ def test_logprobs_name_tokens_alternatives_and_offsets(http: httpx.Client) -> No
     assert sum((part["top_logprobs"] for part in parts), []) == told["top_logprobs"]
 
 
+def test_the_end_of_a_text_within_a_prompt_has_its_place_there(http: httpx.Client) -> None:
+    prompt = "<|endoftext|>The sun<|endoftext|>"
+    body = {"prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 1}
+    choice = http.post("/v1/completions", json=body).json()["choices"][0]
+    told = choice["logprobs"]
+    assert choice["text"] == prompt == "".join(told["tokens"])
+    for token, offset in zip(told["tokens"], told["text_offset"], strict=True):
+        assert prompt.startswith(token, offset)
+
+
 def test_logit_bias_forces_and_bans_tokens(http: httpx.Client, tiny_model_dir: Path) -> None:
     (token,) = Tokenizer(tiny_model_dir).encode("e")
     body = {"prompt": "The sea", "logit_bias": {str(token): 100}, "max_tokens": 5}

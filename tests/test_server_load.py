@@ -7,11 +7,8 @@ and a model that is replaced while texts are written.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import json
 import random
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -22,7 +19,6 @@ from typing import Any
 import httpx
 import pytest
 
-from app.server.runner import ServerRunner
 from engine.config import GenerationConfig, LoadConfig
 from engine.errors import QueueFullError
 from engine.events import Finished, Loaded, Started, Token
@@ -31,7 +27,7 @@ from engine.slots import SlotPool
 from engine.tokenizer import Tokenizer
 from engine.worker import Worker
 from tests.scripted import FastScriptedBackend, ScriptedBackend, model_info
-from tests.server_support import WAIT_S, client, hold, messages, running
+from tests.server_support import WAIT_S, asking, client, hold, messages, running
 
 WORDS = (
     "the",
@@ -363,17 +359,6 @@ def test_of_queue_and_10_exactly_10_get_503_at_once(
 
 
 LONG = {"prompt": "a", "decoding": "greedy", "max_new_tokens": 900}
-
-
-@contextlib.contextmanager
-def asking(runner: ServerRunner, body: dict[str, Any]) -> Iterator[None]:
-    """A client of POST /generate that has sent its request, and leaves in the end."""
-    host, port = str(runner.address).removeprefix("http://").split(":")
-    data = json.dumps(body).encode()
-    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with socket.create_connection((host, int(port)), WAIT_S) as sock:
-        sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        yield
 
 
 @pytest.mark.parametrize("stream", [False, True])

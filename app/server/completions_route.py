@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from starlette.requests import Request
@@ -16,13 +17,13 @@ from app.server import texts
 from app.server.completion_schema import DEFAULT_TOKENS, extensions
 from app.server.context import Context
 from app.server.errors import ApiError, json_response, of_engine_error
-from app.server.logprobs import Logprobs
+from app.server.logprobs import Logprobs, joined, of_prompt
 from app.server.names import check_name, served_name
 from app.server.schemas import Strict, read
 from app.server.sse import DONE, TextStream, sse
 from engine.config import MAX_SEED, GenerationConfig
 from engine.errors import EngineError
-from engine.events import Finished, ModelInfo, Token
+from engine.events import Finished, ModelInfo, Scored, Token
 from engine.job import Job
 from engine.request import Prompt
 
@@ -52,10 +53,26 @@ class Completion:
         found: int | None = self.given.logprobs
         return found
 
+    @property
+    def scores(self) -> bool:
+        """Whether the prompts' own log-probabilities are wanted."""
+        return bool(self.given.echo) and (self.given.logprobs is not None or not self.new_tokens)
+
+    @property
+    def new_tokens(self) -> int:
+        """Most new tokens of a text; 0: the prompts are only scored."""
+        return DEFAULT_TOKENS if self.given.max_tokens is None else int(self.given.max_tokens)
+
     def choices_of(self, group: Sequence[Any]) -> list[Any]:
         """Of what belongs to a prompt's texts what belongs to its choices: greedy writes the same
         text every time, so it is written once."""
         return list(group) * self.n if len(group) == 1 else list(group)
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        options = self.given.stream_options
+        return options is not None and bool(options.include_usage)
 
     def head(self) -> dict[str, Any]:
         """What begins every answer and every message of a stream."""
@@ -71,16 +88,22 @@ class Completion:
 async def complete(context: Context, model: type[Strict], request: Request) -> Response:
     """Answer one request; raises ApiError and ClientGone."""
     completion = await _understood(context, read(model, await request.body()))
-    asks = [texts.Ask(prompt, completion.config) for prompt in completion.prompts]
-    jobs = context.start(asks)
+    prompts = completion.prompts if completion.new_tokens else []
+    jobs = context.start([texts.Ask(prompt, completion.config) for prompt in prompts])
+    scorings: list[Job] = []
     try:
+        if completion.scores:
+            scorings = context.score(completion.prompts, completion.alternatives or 0)
+        scored = await texts.unless_gone(request.receive, texts.all_scored(scorings))
+        if not completion.new_tokens:
+            return _only_scored(context, completion, scored)
         if completion.given.stream:
-            return await _streamed(context, request, completion, jobs)
+            return await _streamed(context, request, completion, jobs, scored)
         written = await texts.unless_gone(request.receive, texts.all_written(jobs))
         context.metrics.wrote([text for group in written for text in group])
-        return json_response(_answer(context, completion, written))
+        return json_response(_answer(context, completion, written, scored))
     except BaseException:
-        texts.give_up(jobs)
+        texts.give_up([*jobs, scorings])
         raise
 
 
@@ -90,10 +113,16 @@ async def _understood(context: Context, given: Any) -> Completion:
     _check_unsupported(given)
     prompts = _prompts(given.prompt)
     config = _config(given)
-    context.check_count(len(prompts) * max(given.n or 1, config.num_return_sequences))
+    completion = Completion(
+        given, model, prompts, config, f"cmpl-{secrets.token_hex(12)}", int(time.time())
+    )
+    context.check_count(
+        len(prompts) * max(completion.n, config.num_return_sequences),
+        len(prompts) if completion.scores else 0,
+    )
     for number, prompt in enumerate(prompts):
         tokens = await context.count_prompt(prompt, number if len(prompts) > 1 else None)
-        wanted = config.max_new_tokens
+        wanted = completion.new_tokens
         if config.context_policy == "stop" and tokens + wanted > model.context:
             raise ApiError(
                 400,
@@ -102,9 +131,7 @@ async def _understood(context: Context, given: Any) -> Completion:
                 code="context_length_exceeded",
                 param="prompt",
             )
-    return Completion(
-        given, model, prompts, config, f"cmpl-{secrets.token_hex(12)}", int(time.time())
-    )
+    return completion
 
 
 def _check_unsupported(given: Any) -> None:
@@ -113,10 +140,8 @@ def _check_unsupported(given: Any) -> None:
         raise ApiError(400, f"best_of is {best_of}, less than n, which is {n}", param="best_of")
     if best_of is not None and best_of > n and given.stream:
         raise ApiError(400, "best_of cannot be streamed; leave out one of them", param="best_of")
-    if given.max_tokens == 0:
-        raise ApiError(400, "max_tokens must be at least 1", param="max_tokens")
-    if given.echo and given.logprobs is not None:
-        raise ApiError(400, "logprobs of the prompt are not told; leave out echo", param="echo")
+    if given.max_tokens == 0 and not given.echo:
+        raise ApiError(400, "max_tokens can only be 0 with echo", param="max_tokens")
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(given, name):
             raise ApiError(400, f"{name} can only be 0; use repetition_penalty", param=name)
@@ -141,7 +166,7 @@ def _config(given: Any) -> GenerationConfig:
     recorded = given.logprobs is not None or best_of > (given.n or 1)
     values: dict[str, Any] = {
         "decoding": "greedy" if greedy else "sampling",
-        "max_new_tokens": DEFAULT_TOKENS if given.max_tokens is None else given.max_tokens,
+        "max_new_tokens": DEFAULT_TOKENS if given.max_tokens is None else given.max_tokens or 1,
         "temperature": max(temperature, _LEAST_TEMPERATURE),
         "top_p": 1.0 if given.top_p is None else given.top_p,
         "top_k": 0,
@@ -161,12 +186,15 @@ def _config(given: Any) -> GenerationConfig:
 
 
 def _answer(
-    context: Context, completion: Completion, written: Sequence[Sequence[WrittenText]]
+    context: Context,
+    completion: Completion,
+    written: Sequence[Sequence[WrittenText]],
+    scored: Sequence[Scored],
 ) -> dict[str, Any]:
     choices: list[dict[str, Any]] = []
-    for group in written:
+    for group, before in zip_longest(written, _told_of(context, completion, scored)):
         for text in completion.choices_of(_best(group, completion.n)):
-            choices.append(_choice(context, completion, len(choices), text))
+            choices.append(_choice(context, completion, len(choices), text, before))
     return {**completion.head(), "choices": choices, "usage": _usage(written)}
 
 
@@ -181,15 +209,22 @@ def _mean_logprob(text: WrittenText) -> float:
 
 
 def _choice(
-    context: Context, completion: Completion, index: int, text: WrittenText
+    context: Context,
+    completion: Completion,
+    index: int,
+    text: WrittenText,
+    before: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    """`before`: the logprobs of the prompt, where they are told."""
     prompt = text.started.prompt if completion.given.echo else ""
     logprobs = None
     if completion.alternatives is not None:
         told = Logprobs(context.token_bytes, completion.alternatives, len(prompt))
         for token_id, record in zip(text.end.token_ids, text.records, strict=True):
             told.add(token_id, record)
-        logprobs = told.up_to(len(text.end.text))
+        logprobs = told.up_to(len(text.end.text) + _beyond(text.end, before))
+        if before is not None:
+            logprobs = joined(before, logprobs)
     return {
         "index": index,
         "text": prompt + text.end.text,
@@ -197,6 +232,49 @@ def _choice(
         "finish_reason": _reason(text.end),
         "seed": text.started.config.seed,
     }
+
+
+def _told_of(
+    context: Context, completion: Completion, scored: Sequence[Scored]
+) -> list[dict[str, Any]]:
+    """The logprobs of the prompts."""
+    if completion.alternatives is None:
+        return []
+    return [of_prompt(context.token_bytes, completion.alternatives, one) for one in scored]
+
+
+def _beyond(end: Finished | None, before: dict[str, Any] | None) -> int:
+    """1 where the end of the text is told as a token: beside the prompt's logprobs, so that
+    programs which count tokens find every one."""
+    return int(before is not None and end is not None and end.reason == "end_of_text")
+
+
+def _only_scored(context: Context, completion: Completion, scored: Sequence[Scored]) -> Response:
+    told = _told_of(context, completion, scored)
+    choices: list[dict[str, Any]] = [
+        {
+            "index": number * completion.n + again,
+            "text": one.prompt,
+            "logprobs": logprobs,
+            "finish_reason": "length",
+            "seed": None,
+        }
+        for number, (one, logprobs) in enumerate(zip_longest(scored, told))
+        for again in range(completion.n)
+    ]
+    tokens = sum(len(one.token_ids) for one in scored)
+    usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+    if not completion.given.stream:
+        return json_response({**completion.head(), "choices": choices, "usage": usage})
+
+    async def events() -> AsyncIterator[bytes]:
+        for choice in choices:
+            yield sse({**completion.head(), "choices": [choice]})
+        if completion.with_usage:
+            yield sse({**completion.head(), "choices": [], "usage": usage})
+        yield DONE
+
+    return TextStream(events(), [])
 
 
 def _reason(end: Finished) -> str:
@@ -210,16 +288,18 @@ def _usage(written: Sequence[Sequence[WrittenText]]) -> dict[str, int]:
 
 
 async def _streamed(
-    context: Context, request: Request, completion: Completion, jobs: list[list[Job]]
+    context: Context,
+    request: Request,
+    completion: Completion,
+    jobs: list[list[Job]],
+    scored: Sequence[Scored],
 ) -> Response:
     pieces = texts.merged([job for group in jobs for job in group])
     # Only now is the status known: a prompt that is refused is no stream.
     first = await texts.unless_gone(request.receive, anext(pieces))
-    options = completion.given.stream_options
-    with_usage = options is not None and options.include_usage
 
     async def events() -> AsyncIterator[bytes]:
-        stream = _Stream(context, completion, jobs)
+        stream = _Stream(context, completion, jobs, scored)
         try:
             for message in stream.messages(*first):
                 yield message
@@ -228,7 +308,7 @@ async def _streamed(
                     yield message
             written = stream.gathered.written()
             context.metrics.wrote([text for group in written for text in group])
-            if with_usage:
+            if completion.with_usage:
                 yield sse({**completion.head(), "choices": [], "usage": _usage(written)})
         except ApiError as error:
             yield sse(error.body())
@@ -240,7 +320,14 @@ async def _streamed(
 class _Stream:
     """The messages of a stream, from the pieces of its texts."""
 
-    def __init__(self, context: Context, completion: Completion, jobs: list[list[Job]]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        completion: Completion,
+        jobs: list[list[Job]],
+        scored: Sequence[Scored],
+    ) -> None:
+        self._before = _told_of(context, completion, scored)
         self.gathered = texts.Gathered(jobs)
         self._completion, self._context = completion, context
         count = sum(map(len, jobs))
@@ -252,7 +339,9 @@ class _Stream:
         """One for each choice that the piece belongs to; none where it holds nothing to tell."""
         self.gathered.take(number, piece)
         text = piece.text
-        if not self._begun[number] and piece.started is not None:
+        before = self._before[self.gathered.place(number)[0]] if self._before else None
+        first = not self._begun[number] and piece.started is not None
+        if first and piece.started is not None:
             self._begun[number] = True
             prompt = piece.started.prompt if self._completion.given.echo else ""
             if self._completion.alternatives is not None:
@@ -260,7 +349,9 @@ class _Stream:
                     self._context.token_bytes, self._completion.alternatives, len(prompt)
                 )
             text = prompt + text
-        logprobs = self._told(number, piece.tokens, len(piece.text))
+        logprobs = self._told(number, piece.tokens, len(piece.text) + _beyond(piece.end, before))
+        if first and before is not None and logprobs is not None:
+            logprobs = joined(before, logprobs)
         if not (text or piece.end or (logprobs and logprobs["tokens"])):
             return []
         choice = {

@@ -43,11 +43,18 @@ class Context:
         self.jobs.update(job for group in jobs for job in group)
         return jobs
 
-    def check_count(self, count: int) -> None:
-        """ApiError 400 for more texts than one request may ask for."""
+    def score(self, prompts: Sequence[Prompt], top: int) -> list[Job]:
+        """As `start`, for texts that are there already, with `top` alternatives at each token."""
+        jobs = texts.score(self.worker, prompts, top)
+        self.jobs.update(jobs)
+        return jobs
+
+    def check_count(self, count: int, scored: int = 0) -> None:
+        """ApiError 400 for more texts than one request may ask for; `scored` more are only read,
+        but need places too."""
         most, room = self.settings.max_texts, self.worker.occupancy
         if room.max_queue is not None:  # more would never find a place
-            most = min(most, room.max_active + room.max_queue)
+            most = min(most, room.max_active + room.max_queue - scored)
         if count > most:
             raise ApiError(
                 400,

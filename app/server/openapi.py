@@ -121,7 +121,7 @@ class Choice(BaseModel):
     text: str
     logprobs: ChoiceLogprobs | None
     finish_reason: Literal["stop", "length"]
-    seed: int
+    seed: int | None = Field(description="Null where nothing was to be written.")
 
 
 class Usage(BaseModel):

@@ -12,7 +12,7 @@ from app.server.bridge import all_events_of, events_of
 from app.server.errors import ClientGone, of_engine_error, of_failure
 from engine.config import GenerationConfig
 from engine.errors import EngineError
-from engine.events import TERMINAL, Event, Finished, Started, Token
+from engine.events import TERMINAL, Event, Finished, Scored, Started, Token
 from engine.job import Job
 from engine.request import Prompt
 from engine.worker import Worker
@@ -49,6 +49,14 @@ def start(worker: Worker, asks: Sequence[Ask]) -> list[list[Job]]:
         raise of_engine_error(error) from error
 
 
+def score(worker: Worker, prompts: Sequence[Prompt], top: int) -> list[Job]:
+    """A job for each, with `top` alternatives at each token; ApiError as of `start`."""
+    try:
+        return worker.score_all(prompts, top)
+    except EngineError as error:
+        raise of_engine_error(error) from error
+
+
 def give_up(jobs: Sequence[Sequence[Job]]) -> None:
     """Stop all within one token; those that have ended are left as they are."""
     for group in jobs:
@@ -68,6 +76,15 @@ def _written(events: Sequence[Event]) -> WrittenText:
     if started is None or not isinstance(end, Finished) or end.reason == "cancelled":
         raise of_failure(end)
     return WrittenText(started, end, [e.record for e in events if isinstance(e, Token)])
+
+
+async def all_scored(jobs: Sequence[Job]) -> list[Scored]:
+    """What became of `score`; ApiError where one failed."""
+    ends = [(await all_events_of(job))[-1] for job in jobs]
+    for end in ends:
+        if not isinstance(end, Scored):
+            raise of_failure(end)
+    return [end for end in ends if isinstance(end, Scored)]
 
 
 async def all_written(jobs: Sequence[Sequence[Job]]) -> list[list[WrittenText]]:

@@ -16,6 +16,7 @@ from engine.errors import QueueFullError
 from engine.events import TERMINAL, Event, Started, Token
 from engine.job import Job
 from engine.places import Occupancy
+from engine.request import Prompt
 from engine.worker import Observer, Worker
 
 
@@ -114,6 +115,10 @@ class GuestWorker:
 
         self._enter(sum(config.num_return_sequences for _, config in asked), begin)
         return groups
+
+    def score_all(self, prompts: Sequence[Prompt], top: int = 0) -> list[Job]:
+        """As of Worker."""
+        return self._enter(len(prompts), lambda: self._worker.score_all(prompts, top))
 
     def _enter(self, count: int, begin: Callable[[], list[Job]]) -> list[Job]:
         return self._guests.enter(count, self._max_active + self._max_queue, begin)
