@@ -100,6 +100,7 @@ def _training(training: Training) -> dict[str, Any]:
     view = training.shown
     return {
         "files": list(training.config.train_file),
+        "starting": training.starting,
         "runs": [[str(folder), run.status] for folder, run in training.runs],
         "shown": None
         if view is None

@@ -85,7 +85,11 @@ def begin(app: App, text: Path) -> None:
         app.key("Return")
         if app.happens(lambda f: f["training"]["files"] == [str(text)], 6):
             break
-    app.click("finetune.start")
+    app.wait("the advice", lambda f: "finetune.advice" in f["widgets"], 60)
+    for _ in range(5):  # the advice may just have moved the button
+        app.click("finetune.start")
+        if app.happens(lambda f: f["training"]["starting"] or f["training"]["shown"], 6):
+            break
     app.wait("the run", lambda f: run_of(f).get("total_steps") == STEPS, RUN_S)
 
 
