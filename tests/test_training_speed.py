@@ -112,6 +112,15 @@ def test_without_labels_and_without_gradients_it_is_as_before() -> None:
         torch.testing.assert_close(fast(input_ids=ids, labels=labels).loss, expected)
 
 
+def test_only_attention_loses_its_dropout() -> None:
+    model = GPT2LMHeadModel(GPT2Config(**{**CONFIG, "resid_pdrop": 0.1, "attn_pdrop": 0.1}))
+    hasten(model)
+    block = model.transformer.h[0]
+    assert block.attn.attn_dropout.p == 0.0
+    assert block.attn.resid_dropout.p == block.mlp.dropout.p == 0.1
+    assert model.config.attn_pdrop == 0.1
+
+
 def test_names_and_config_stay() -> None:
     plain, fast = model_and_twin()
     hasten(fast)

@@ -19,8 +19,12 @@ _OVERHEAD = 550 * _MB  # PyTorch, transformers and the program itself
 # Bytes kept of one token in one layer, for each of its `width` numbers: the inputs of two
 # LayerNorms, of four matrices (one of them four times as wide), of attention and of GELU.
 _KEPT = {"fp32": 68, "bf16": 50, "fp16": 50}
+_ADAPTED = 1.45  # with adapters, which keep their inputs in fp32 besides
 _HIDDEN_BYTES = 4  # of one number between two layers
-_LOGIT_BYTES = {"fp32": 12, "bf16": 10, "fp16": 10}  # logits, their gradients and a copy of each
+# The output head works on pieces of so many tokens (engine.training.speed), and its gradient is
+# made beside that of the embedding, in the products' type and in fp32.
+_HEAD_TOKENS = 1024
+_PRODUCT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _TOO_MUCH = 1.1  # an estimate is not exact: this much over what is free cannot be right
 _TIGHT = 0.9
 # Pretrained sizes forget what they know above this; below it nothing is learnt in a sensible time.
@@ -57,17 +61,22 @@ def estimate_memory(shape: ModelConfig, config: FinetuneConfig, precision: str) 
     layers = shape.layers if config.lora_rank else max(0, shape.layers - config.freeze_layers)
     tokens = config.batch_size * config.block_size
     hidden = tokens * shape.width
-    kept = layers * hidden * _KEPT[precision]
+    one = hidden * _KEPT[precision] * (_ADAPTED if config.lora_rank else 1.0)
+    kept = layers * one
     if config.gradient_checkpointing:
         # The inputs of all layers, and one layer at a time as it is without.
-        kept = layers * hidden * _HIDDEN_BYTES + min(layers, 1) * hidden * _KEPT[precision]
+        kept = layers * hidden * _HIDDEN_BYTES + min(layers, 1) * one
+    product = _PRODUCT_BYTES[precision]
+    head = min(tokens, _HEAD_TOKENS) * shape.vocab_size * product
+    if not (config.lora_rank or config.freeze_layers):
+        head += shape.vocab_size * shape.width * (4 + product)
     # Products in half precision are made of half-precision copies, held for the whole step.
     weights = shape.parameters * (4 if precision == "fp32" else 6)
     return TrainingMemory(
         weights=weights,
         gradients=4 * trained,
         optimiser=8 * trained,
-        activations=kept + tokens * shape.vocab_size * _LOGIT_BYTES[precision],
+        activations=round(kept) + head,
         overhead=_OVERHEAD,
     )
 
