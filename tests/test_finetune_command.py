@@ -141,8 +141,8 @@ def test_flags_mean_the_options_they_are_made_of(tmp_path: Path) -> None:
 def _deliver(number: signal.Signals) -> None:
     """What Python does when the signal comes.
 
-    Not by a real signal: libraries that other tests have loaded into this process put handlers of
-    their own beneath Python's. Real ones are sent to real runs, below.
+    Not by a real signal, which has ended this process where every backend's libraries were loaded
+    by other tests. Real ones are sent to real runs, below.
     """
     handler = signal.getsignal(number)
     assert callable(handler)
