@@ -66,7 +66,10 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+# A conversion takes seconds: one shape with everything unusual is enough for `make test`.
+@pytest.mark.parametrize(
+    "shape", [*(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES[:-1]), SHAPES[-1]]
+)
 def test_fp32_logits_equal_transformers(tmp_path: Path, shape: dict[str, Any]) -> None:
     folder = write_model(tmp_path / "model", **shape)
     theirs, ours = reference(folder), load(folder)
@@ -154,7 +157,15 @@ def test_bf16_is_refused_where_the_cpu_has_none(
         load(model_dir, "bf16")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "precision",
+    [
+        pytest.param(precision, marks=pytest.mark.slow)
+        if precision in ("fp32", "int8")
+        else precision
+        for precision in PRECISIONS
+    ],
+)
 def test_weights_are_as_large_as_estimated(precision: str) -> None:
     if precision == "bf16" and not has_bf16():
         pytest.skip("this CPU does not compute in bf16")
