@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pytest
@@ -65,6 +67,15 @@ def _own_user_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     for name in _HUB_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _same_seeds_in_every_run(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A seed drawn where none is given is another for each test, and the same in every run."""
+    draw = random.Random(request.node.nodeid).randrange
+    monkeypatch.setattr("engine.philox.secrets", SimpleNamespace(randbelow=draw))
 
 
 @pytest.fixture(scope="session")

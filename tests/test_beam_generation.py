@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -188,17 +190,32 @@ def test_the_same_alone_and_beside_other_texts(
         assert records == [e.record for e in beside.drain() if isinstance(e, Token)]
 
 
+def waiting(backend: Any, calls: int, event: Event) -> Any:
+    """`extend`, whose call number `calls` and those after it wait for the event."""
+    count = itertools.count(1)
+
+    def extend(slots: Any, ids: Any) -> Any:
+        if next(count) >= calls:
+            assert event.wait(60)
+        return backend.extend(slots, ids)
+
+    return extend
+
+
 def test_cancelling_one_text_ends_the_search_and_keeps_what_there_is(
     native: Any, tokenizer: Tokenizer
 ) -> None:
     before = slots(native)
     config = BEAM.replace(num_return_sequences=3, max_new_tokens=50, min_new_tokens=50)
     for chosen in range(3):
-        with working(native, tokenizer) as worker:
+        lent, cancelled = Lent(native), Event()
+        lent.extend = waiting(native, 20, cancelled)  # or it may be done before its reader looks
+        with working(lent, tokenizer) as worker:
             jobs = worker.generate_many(PROMPT, config)
             for event in jobs[chosen]:
                 if isinstance(event, Beams) and event.steps == 4:
                     jobs[chosen].cancel()
+                    cancelled.set()
             ends = collect(jobs)
         assert {end.reason for end in ends} == {"cancelled"}
         assert len({end.token_ids for end in ends}) == 3
