@@ -30,7 +30,7 @@ from testing.lab import Experiment, Measurement, Record, Row, Settings, plots, r
 from testing.lab.configurations import PROMPT  # noqa: E402
 from testing.lab.models import TINY, find_model  # noqa: E402
 from testing.lab.subjects import OnBackend  # noqa: E402
-from testing.lab.tables import Column, samples, table  # noqa: E402
+from testing.lab.tables import SECONDS, SPEED, TEXTS, samples, table  # noqa: E402
 from testing.lab.writing import Work  # noqa: E402
 
 METHODS = {
@@ -41,15 +41,7 @@ METHODS = {
     "top-p 0.9": GenerationConfig(decoding="top_p", temperature=1.0, top_p=0.9),
     "top-k and top-p": GenerationConfig(),
 }
-COLUMNS: dict[str, Column] = {
-    "seconds": ("seconds", 1.0, 3),
-    "tokens/s": ("tokens_per_s", 1.0, 1),
-    "first token, ms": ("ttft_s", 1e3, 1),
-    "perplexity": ("perplexity", 1.0, 1),
-    "distinct-1": ("distinct_1", 1.0, 2),
-    "distinct-2": ("distinct_2", 1.0, 2),
-    "longest repeat": ("longest_repeat", 1.0, 0),
-}
+COLUMNS = {"seconds": SECONDS, **SPEED, **TEXTS}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

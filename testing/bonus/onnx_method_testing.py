@@ -42,7 +42,7 @@ from testing.lab.configurations import PROMPT, judgements, judging, on_backend  
 from testing.lab.measurement import Figures  # noqa: E402
 from testing.lab.models import Model, find_model  # noqa: E402
 from testing.lab.subjects import Held, OnBackend, speed  # noqa: E402
-from testing.lab.tables import Column, table  # noqa: E402
+from testing.lab.tables import LOADING, QUALITY, SPEED, Column, table  # noqa: E402
 from testing.lab.writing import Work  # noqa: E402
 
 PRECISIONS = ("fp32", "int8", "int4")
@@ -51,19 +51,8 @@ EXPORT: dict[str, Column] = {
     "export, s": ("seconds", 1.0, 2),
     "folder, MB": ("folder_mb", 1.0, 1),
 }
-DECODING: dict[str, Column] = {
-    "tokens/s": ("tokens_per_s", 1.0, 1),
-    "first token, ms": ("ttft_s", 1e3, 1),
-    "load, s": ("load_s", 1.0, 1),
-    "resident, MB": ("resident_mb", 1.0, 0),
-    "weights, MB": ("weights_mb", 1.0, 1),
-}
-QUALITY: dict[str, Column] = {
-    "perplexity": ("judged_perplexity", 1.0, 3),
-    "rise, %": ("perplexity_rise", 100.0, 2),
-    "KL to fp32, nats": ("kl_to_fp32", 1.0, 5),
-    "same token, %": ("top1_agreement", 100.0, 1),
-}
+DECODING = {**SPEED, **LOADING}
+JUDGED = {"perplexity": ("judged_perplexity", 1.0, 3), **QUALITY}
 
 
 @dataclass(frozen=True)
@@ -149,7 +138,7 @@ def tables(record: Record) -> list[Table]:
     return [
         table("export to ONNX, quantised as it is written", exports, ["model", "runtime"], EXPORT),
         table(f"decoding, {threads} threads", decoding, ["model", "runtime", "cache"], DECODING),
-        table("quality", judged, ["judged", "arithmetic"], QUALITY),
+        table("quality", judged, ["judged", "arithmetic"], JUDGED),
     ]
 
 

@@ -22,27 +22,11 @@ from testing.lab.experiment import Experiment, Settings
 from testing.lab.measurement import Measurement
 from testing.lab.models import find_model
 from testing.lab.record import Record, Row
-from testing.lab.tables import Column, samples, table
+from testing.lab.tables import LOADING, QUALITY, SECONDS, SPEED, TEXTS, samples, table
 
-COLUMNS: dict[str, Column] = {
-    "tokens/s": ("tokens_per_s", 1.0, 1),
-    "times baseline": ("speed_up", 1.0, 2),
-    "first token, ms": ("ttft_s", 1e3, 1),
-    "load, s": ("load_s", 1.0, 1),
-    "resident, MB": ("resident_mb", 1.0, 0),
-    "weights, MB": ("weights_mb", 1.0, 1),
-    "KL to fp32, nats": ("kl_to_fp32", 1.0, 5),
-    "perplexity rise, %": ("perplexity_rise", 100.0, 2),
-    "same token, %": ("top1_agreement", 100.0, 1),
-}
-WRITTEN: dict[str, Column] = {
-    "seconds": ("seconds", 1.0, 3),
-    "perplexity": ("perplexity", 1.0, 1),
-    "distinct-1": ("distinct_1", 1.0, 2),
-    "distinct-2": ("distinct_2", 1.0, 2),
-    "longest repeat": ("longest_repeat", 1.0, 0),
-}
-_QUALITY = ("kl_to_fp32", "perplexity_rise", "top1_agreement")
+COLUMNS = {**SPEED, "times baseline": ("speed_up", 1.0, 2), **LOADING, **QUALITY}
+WRITTEN = {"seconds": SECONDS, **TEXTS}
+_QUALITY = tuple(figure for figure, _, _ in QUALITY.values())
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

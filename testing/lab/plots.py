@@ -129,5 +129,5 @@ def _finish(made: Any, axes: Any, title: str, path: Path) -> list[Path]:
         )
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path, dpi=DPI)
+    made.savefig(path, dpi=DPI, bbox_inches="tight")  # a long label may reach beyond its axes
     return [path]

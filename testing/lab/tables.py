@@ -12,6 +12,28 @@ from testing.lab.record import Row
 Column = tuple[str, float, int]
 """(figure or fact, factor, decimals) of a column, by its title."""
 
+SPEED: dict[str, Column] = {
+    "tokens/s": ("tokens_per_s", 1.0, 1),
+    "first token, ms": ("ttft_s", 1e3, 1),
+}
+LOADING: dict[str, Column] = {
+    "load, s": ("load_s", 1.0, 1),
+    "resident, MB": ("resident_mb", 1.0, 0),
+    "weights, MB": ("weights_mb", 1.0, 1),
+}
+QUALITY: dict[str, Column] = {
+    "KL to fp32, nats": ("kl_to_fp32", 1.0, 5),
+    "perplexity rise, %": ("perplexity_rise", 100.0, 2),
+    "same token, %": ("top1_agreement", 100.0, 1),
+}
+TEXTS: dict[str, Column] = {
+    "perplexity": ("perplexity", 1.0, 1),
+    "distinct-1": ("distinct_1", 1.0, 2),
+    "distinct-2": ("distinct_2", 1.0, 2),
+    "longest repeat": ("longest_repeat", 1.0, 0),
+}
+SECONDS: Column = ("seconds", 1.0, 3)
+
 
 def table(
     title: str, rows: Sequence[Row], labels: Sequence[str], columns: Mapping[str, Column]
