@@ -118,7 +118,7 @@ def _metavar(option: Option) -> str:
 
 
 def _help(option: Option) -> str:
-    default = {None: "auto", (): "none"}.get(option.default, option.default)
+    default = {None: option.unset, (): "none"}.get(option.default, option.default)
     facts = [option.range_text]
     if option.paths:
         facts = ["one or more paths"]

@@ -47,6 +47,7 @@ class Option:
     backends: tuple[str, ...] = ()  # backends that use it; () means all
     aliases: tuple[str, ...] = ()  # other names on the command line, spelt as `name`
     paths: bool = False  # a list of files and folders, taken as they are typed
+    unset: str = "auto"  # what None is called: it is decided elsewhere, or "none"
 
     @property
     def range_text(self) -> str:
@@ -183,6 +184,7 @@ def option(
     backends: tuple[str, ...] = (),
     aliases: tuple[str, ...] = (),
     paths: bool = False,
+    unset: str = "auto",
 ) -> Any:
     """A dataclass field that carries its declaration; the name and type come from the field."""
     return dataclasses.field(
@@ -202,6 +204,7 @@ def option(
                 "backends": backends,
                 "aliases": aliases,
                 "paths": paths,
+                "unset": unset,
             }
         },
     )

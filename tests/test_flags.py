@@ -9,13 +9,21 @@ import pytest
 
 from app.cli import run
 from app.flags import Parser, add_options, chosen
-from engine.config import GenerationConfig
+from app.server.settings import ServerSettings
+from engine.config import GenerationConfig, LoadConfig
 
 
 def given(*argv: str) -> dict[str, Any]:
     parser = Parser(prog="prog")
     add_options(parser, GenerationConfig)
     return chosen(parser.parse_args(argv), GenerationConfig)
+
+
+def parser_help() -> str:
+    parser = Parser(prog="prog")
+    add_options(parser, LoadConfig)
+    add_options(parser, ServerSettings)
+    return parser.format_help()
 
 
 def test_only_what_is_given_is_there() -> None:
@@ -39,6 +47,17 @@ def test_only_what_is_given_is_there() -> None:
 def test_the_names_that_people_know_mean_the_same(flag: str, name: str) -> None:
     assert given(flag, "3") == {name: 3}
     assert given(f"{flag}=3") == {name: 3}
+
+
+def test_help_says_what_leaving_an_option_out_means() -> None:
+    text = " ".join(parser_help().split())
+    for flag, default in (
+        ("--api-key", "none"),
+        ("--threads", "auto"),
+        ("--allowed-hosts", "none"),
+    ):
+        told = text[text.rindex(f"{flag} ") :]
+        assert told[told.index("default: ") :].startswith(f"default: {default})"), flag
 
 
 def test_lists_are_given_one_text_at_a_time() -> None:
