@@ -46,13 +46,22 @@ class Plan:
     reference: Path | None = None  # solo texts of an earlier run, or where to keep these
 
     def check(self) -> None:
-        """StressError for an address that is none."""
-        parts = urlsplit(self.target.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        """StressError for an address that is none, and for a key that cannot be sent."""
+        if not (self.target.api_key.isascii() and self.target.api_key.isprintable()):
+            raise StressError("--api-key must be printable ASCII")
+        if not _is_address(self.target.url):
             raise StressError(
                 f"--url must be the server's address, such as http://localhost:8000, not "
                 f"{self.target.url[:80]!r}"
             )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, a port that is none
+        return False
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -72,6 +81,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
 def stress_command(plan: Plan, to: Path, *, as_json: bool = False) -> int:
     """Run the command; returns the exit status: 1 where a text was wrong or a request failed."""
     plan.check()
+    if to.exists() and not to.is_dir():  # before anybody waits for what cannot be written
+        raise StressError(f"{to} is a file; name a folder with --to")
     show = sys.stderr.isatty()
 
     def progress(text: str) -> None:

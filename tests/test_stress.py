@@ -146,6 +146,34 @@ def test_a_server_that_is_not_there_is_told_in_one_line(
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--url", "localhost:8000"),
+        ("--url", "http://[::1"),
+        ("--url", "http://localhost:99999"),
+        ("--url", "http://a b/"),
+        ("--url", "http://localhost:1", "--api-key", "caf\u00e9"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_in_one_line(
+    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["stress", *options, "--to", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and ("--url" in line or "--api-key" in line)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_load(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("")
+    assert run(["stress", "--url", "http://localhost:1", "--to", str(taken)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(taken) in line
+
+
 def test_reference_texts_of_other_requests_are_refused(tmp_path: Path) -> None:
     kept = tmp_path / "reference.json"
     kept.write_text('{"texts": {}}')

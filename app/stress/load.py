@@ -70,27 +70,27 @@ async def model_name(target: Target) -> str:
     """The first model that the server offers; StressError where there is none to ask."""
     import httpx
 
-    async with target.client(1) as client:
-        try:
+    try:
+        async with target.client(1) as client:
             response = await client.get("/v1/models")
             if response.status_code == 401:
                 raise StressError(f"{target.url} wants a key; give it with --api-key")
             response.raise_for_status()
             return str(response.json()["data"][0]["id"])
-        except httpx.HTTPStatusError as error:
-            raise StressError(
-                f"{target.url}/v1/models answers {error.response.status_code}; is this the "
-                "server of `python main.py serve`?"
-            ) from error
-        except httpx.HTTPError as error:
-            raise StressError(
-                f"{target.url} cannot be reached ({error}); start the server with "
-                "`python main.py serve`, or check --url"
-            ) from error
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise StressError(
-                f"{target.url}/v1/models names no model; load one, or check --url"
-            ) from error
+    except httpx.HTTPStatusError as error:
+        raise StressError(
+            f"{target.url}/v1/models answers {error.response.status_code}; is this the "
+            "server of `python main.py serve`?"
+        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise StressError(
+            f"{target.url} cannot be reached ({error}); start the server with "
+            "`python main.py serve`, or check --url"
+        ) from error
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise StressError(
+            f"{target.url}/v1/models names no model; load one, or check --url"
+        ) from error
 
 
 async def solo_texts(
