@@ -17,10 +17,12 @@ import psutil
 import pytest
 
 from app.cli import run
+from app.replicas.cluster import for_replicas
 from app.replicas.front import Front, ReplicaLost
 from app.replicas.replica import run_application
-from app.server.guards import Counting
+from app.server.guards import Counting, HostGuard
 from app.server.metrics import Metrics
+from app.server.settings import ServerSettings
 from app.stress.load import Target, model_name, run_load, solo_texts
 from app.stress.works import make_works
 from testing.soak import running_server
@@ -119,6 +121,18 @@ def test_a_request_and_its_answer_pass_through_whole() -> None:
     ((scope, body),) = replicas.asked
     assert body == b'{"prompt":"x"}'
     assert scope["headers"] == [(b"host", b"localhost")] and "state" not in scope
+
+
+def test_a_replica_on_another_machine_takes_the_fronts_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "front")
+    settings = ServerSettings(host="0.0.0.0", api_key="x" * 16)
+    scope = {"type": "http", "headers": [(b"host", b"front:8000")]}
+    assert HostGuard(None, settings).refusal(scope) is None
+    passed_on = for_replicas(settings)
+    monkeypatch.setattr("socket.gethostname", lambda: "other")
+    assert HostGuard(None, passed_on).refusal(scope) is None
 
 
 @pytest.mark.parametrize("lost", [[LOST], [started(), LOST]], ids=["at once", "after its header"])

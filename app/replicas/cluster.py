@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,12 @@ def running_replicas(load: LoadConfig, settings: ServerSettings, count: int) -> 
         ray.shutdown()
 
 
+def for_replicas(settings: ServerSettings) -> ServerSettings:
+    """The settings of replicas: what the front has let in, they answer, on whatever machine."""
+    names = (*settings.allowed_hosts, socket.gethostname())
+    return settings.replace(allowed_hosts=names)
+
+
 def _where(joined: bool, cores: int) -> dict[str, Any]:
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAME}
     if joined:
@@ -112,7 +119,9 @@ def _deploy(serve: Any, load: LoadConfig, settings: ServerSettings, count: int) 
     )
     try:
         return serve.run(
-            deployment.bind(load.as_dict(), settings.as_dict()), name=NAME, route_prefix=None
+            deployment.bind(load.as_dict(), for_replicas(settings).as_dict()),
+            name=NAME,
+            route_prefix=None,
         )
     except RuntimeError as error:
         raise ServerError(
