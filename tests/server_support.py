@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 
 from app.server.runner import ServerRunner
 from app.server.settings import ServerSettings
@@ -57,6 +58,13 @@ def client(runner: ServerRunner, **options: Any) -> httpx.Client:
     """An HTTP client of a server."""
     assert runner.address is not None
     return httpx.Client(base_url=runner.address, timeout=WAIT_S, trust_env=False, **options)
+
+
+@contextlib.contextmanager
+def official_client(runner: ServerRunner) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client of a server."""
+    with httpx.Client(trust_env=False, timeout=WAIT_S) as http:
+        yield openai.OpenAI(base_url=f"{runner.address}/v1", api_key="any", http_client=http)
 
 
 @contextlib.contextmanager

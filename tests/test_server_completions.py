@@ -15,7 +15,7 @@ from engine.config import GenerationConfig
 from engine.events import Finished, Token
 from engine.tokenizer import Tokenizer
 from engine.worker import Worker
-from tests.server_support import WAIT_S, client, loaded, messages, running
+from tests.server_support import WAIT_S, client, loaded, messages, official_client, running
 
 # What OpenAI's defaults are in this program's words.
 OPENAI = {"max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -41,8 +41,8 @@ def http(runner: ServerRunner) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def official(runner: ServerRunner) -> Iterator[openai.OpenAI]:
-    with httpx.Client(trust_env=False, timeout=WAIT_S) as http:
-        yield openai.OpenAI(base_url=f"{runner.address}/v1", api_key="any", http_client=http)
+    with official_client(runner) as official:
+        yield official
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,7 @@ def test_the_official_client_streams(official: openai.OpenAI, name: str, worker:
         )
     )
     *pieces, last = chunks
+    assert all("usage" in piece.model_fields_set and piece.usage is None for piece in pieces)
     texts = dict.fromkeys(range(4), "")
     ends: dict[int, str] = {}
     for piece in pieces:
@@ -114,6 +115,15 @@ def test_token_ids_are_a_prompt_as_they_are(
     expected = alone(worker, tuple(ids), seed=1).text
     assert one.choices[0].text == two.choices[0].text == expected
     assert two.choices[1].text == alone(worker, tuple(ids[:1]), seed=1).text
+
+
+def test_no_prompt_is_the_beginning_of_a_text(
+    official: openai.OpenAI, name: str, worker: Worker
+) -> None:
+    expected = alone(worker, "<|endoftext|>", seed=1).text
+    assert official.completions.create(model=name, prompt=None, seed=1).choices[0].text == expected
+    left_out = official.post("/completions", body={"seed": 1}, cast_to=openai.types.Completion)
+    assert left_out.choices[0].text == expected
 
 
 def test_temperature_0_is_greedy_and_n_of_it_are_the_same(

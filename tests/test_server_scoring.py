@@ -16,7 +16,7 @@ from engine.config import LoadConfig
 from engine.events import Loaded
 from engine.quality import evaluate
 from engine.worker import Worker
-from tests.server_support import WAIT_S, asking, client, messages, running
+from tests.server_support import WAIT_S, asking, client, messages, official_client, running
 
 TEXT = "The sun sets on the sea, and the moon is red.\nA word: café 🌊!"
 
@@ -45,8 +45,8 @@ def http(runner: ServerRunner) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def official(runner: ServerRunner) -> Iterator[openai.OpenAI]:
-    with httpx.Client(trust_env=False, timeout=WAIT_S) as http:
-        yield openai.OpenAI(base_url=f"{runner.address}/v1", api_key="any", http_client=http)
+    with official_client(runner) as official:
+        yield official
 
 
 def choices(http: httpx.Client, **body: Any) -> list[Any]:

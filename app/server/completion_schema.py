@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
+from app.server.logprobs import END_OF_TEXT
 from app.server.schemas import Strict, number, option_field
 from app.server.settings import ServerSettings
 from engine.config import MAX_SEED, GenerationConfig
@@ -73,9 +74,9 @@ def completion_request(settings: ServerSettings) -> type[Strict]:
     fields: dict[str, Any] = {
         "model": (str | None, Field(None, description="A name that /v1/models lists.")),
         "prompt": (
-            text | Annotated[list[text], some] | tokens | Annotated[list[tokens], some],
+            text | Annotated[list[text], some] | tokens | Annotated[list[tokens], some] | None,
             Field(
-                "<|endoftext|>",
+                END_OF_TEXT,
                 description="A text, a list of texts, the ids of a text's tokens, or a list of "
                 "such lists. Several are written in parallel.",
             ),

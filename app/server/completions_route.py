@@ -17,7 +17,7 @@ from app.server import texts
 from app.server.completion_schema import DEFAULT_TOKENS, extensions
 from app.server.context import Context
 from app.server.errors import ApiError, json_response, of_engine_error
-from app.server.logprobs import Logprobs, joined, of_prompt
+from app.server.logprobs import END_OF_TEXT, Logprobs, joined, of_prompt
 from app.server.names import check_name, served_name
 from app.server.schemas import Strict, read
 from app.server.sse import DONE, TextStream, sse
@@ -84,6 +84,11 @@ class Completion:
             "system_fingerprint": self.model.weights_hash[:16],
         }
 
+    def message(self, choice: dict[str, Any]) -> bytes:
+        """A stream's message; where the usage is asked for, its field is there and null."""
+        usage = {"usage": None} if self.with_usage else {}
+        return sse({**self.head(), "choices": [choice], **usage})
+
 
 async def complete(context: Context, model: type[Strict], request: Request) -> Response:
     """Answer one request; raises ApiError and ClientGone."""
@@ -149,7 +154,9 @@ def _check_unsupported(given: Any) -> None:
         raise ApiError(400, "stream_options need stream", param="stream_options")
 
 
-def _prompts(prompt: str | list[Any]) -> list[Prompt]:
+def _prompts(prompt: str | list[Any] | None) -> list[Prompt]:
+    if prompt is None:
+        return [END_OF_TEXT]
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt[0], int):
@@ -269,7 +276,7 @@ def _only_scored(context: Context, completion: Completion, scored: Sequence[Scor
 
     async def events() -> AsyncIterator[bytes]:
         for choice in choices:
-            yield sse({**completion.head(), "choices": [choice]})
+            yield completion.message(choice)
         if completion.with_usage:
             yield sse({**completion.head(), "choices": [], "usage": usage})
         yield DONE
@@ -360,8 +367,7 @@ class _Stream:
             "finish_reason": _reason(piece.end) if piece.end else None,
         }
         return [
-            sse({**self._completion.head(), "choices": [{"index": index, **choice}]})
-            for index in self._indices(number)
+            self._completion.message({"index": index, **choice}) for index in self._indices(number)
         ]
 
     def _told(self, number: int, tokens: list[Token], length: int) -> dict[str, Any] | None:
