@@ -195,6 +195,21 @@ def test_an_address_of_another_machine_is_one_clear_line(worker: Worker) -> None
     assert runner.error and "\n" not in runner.error
 
 
+def test_head_is_get_without_the_content(http: httpx.Client) -> None:
+    for path in ("/", "/docs", "/health", "/v1/models", "/metrics", "/openapi.json"):
+        head, get = http.head(path), http.get(path)
+        assert (head.status_code, get.status_code, head.content) == (200, 200, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
+        if path != "/metrics":  # its numbers grow
+            assert head.headers["content-length"] == str(len(get.content))
+    assert http.head("/nothing").status_code == 404
+    assert http.head("/health", headers={"Host": "evil.example"}).status_code == 403
+    for method, path, allowed in (("HEAD", "/generate", "POST"), ("PUT", "/health", "GET, HEAD")):
+        refused = http.request(method, path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+    assert http.get("/health").status_code == 200, "the connection goes on behind them"
+
+
 def test_a_body_that_is_too_large_is_refused_at_once(
     http: httpx.Client, runner: ServerRunner
 ) -> None:

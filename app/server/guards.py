@@ -43,7 +43,7 @@ def guarded(app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> ASGIApp
             allow_headers=["Authorization", "Content-Type"],
         )
     app = HostGuard(OriginGuard(app, origins), settings)
-    return Counting(app, metrics)
+    return HeadAsGet(Counting(app, metrics))
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -224,6 +224,25 @@ class Counting:
             route: Any = scope.get("route")
             path = getattr(route, "path", "other")
             self._metrics.ended(path, status, time.perf_counter() - began)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET without the content (RFC 9110, 9.3.2): FastAPI's routes know only GET."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def headed(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, headed)
 
 
 def _takes_body(scope: Scope) -> bool:
