@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -10,6 +11,12 @@ import sys
 from app.server.settings import LOOPBACK
 from engine.errors import ServerError
 
+try:
+    import resource
+except ImportError:
+    resource = None  # type: ignore[assignment]
+
+_OTHER_FILES = 128  # of the process, beside connections
 _TRIES = 20  # to find a port that is free in both families
 
 
@@ -40,6 +47,25 @@ def address_of(host: str, sockets: list[socket.socket]) -> str:
     """Where a client finds it."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{sockets[0].getsockname()[1]}"
+
+
+def room_for(connections: int) -> int:
+    """How many connections can be open beside the process's other files: so many, or fewer.
+
+    Raises the process's limit on open files as far as that takes and the system lets it. macOS
+    begins with 256.
+    """
+    if resource is None:  # Windows counts no files
+        return connections
+    needed = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < needed:
+        with contextlib.suppress(ValueError, OSError):
+            wanted = needed if hard == unlimited else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return connections if soft == unlimited else max(1, min(connections, soft - _OTHER_FILES))
 
 
 def _socket(host: str, port: int) -> socket.socket:

@@ -1,7 +1,9 @@
 """uvicorn's HTTP/1.1 protocol with limits on clients that send or read slowly.
 
 uvicorn waits without end for a header that has begun, for the rest of a body that was refused,
-and for a client that does not read. Here each of these has a deadline.
+and for a client that does not read. Here each of these has a deadline. It takes any number of
+connections, too, until the process has no file left to open; here so many are served, some more
+are told to come back, and the rest are closed.
 """
 
 from __future__ import annotations
@@ -10,9 +12,13 @@ import asyncio
 import socket
 from typing import Any
 
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http import h11_impl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from app.server.errors import ApiError
+from app.server.guards import Counting
+from app.server.metrics import Metrics
 from app.server.settings import ServerSettings
 
 _h11 = h11_impl.h11  # type: ignore[attr-defined]  # the library whose states it goes through
@@ -20,12 +26,21 @@ _h11 = h11_impl.h11  # type: ignore[attr-defined]  # the library whose states it
 MAX_HEADER_BYTES = 32 * 1024
 # The system buffers megabytes for a client that does not read, unless told otherwise.
 _SEND_BUFFER = 64 * 1024
+SURPLUS = 64  # connections beyond the limit that are answered, with 503
+_SURPLUS_S = 1.0  # how long one of them may be silent
 
 
-def protocol_class(settings: ServerSettings) -> type[H11Protocol]:
-    """A protocol with these settings' timeouts, for uvicorn's `http` option."""
+def protocol_class(
+    settings: ServerSettings, metrics: Metrics, most: int | None = None
+) -> type[H11Protocol]:
+    """A protocol with these settings' limits, for uvicorn's `http` option.
+
+    `most`: connections, where that is fewer than the settings say.
+    """
 
     class Protocol(LimitedProtocol):
+        max_connections = min(settings.max_connections, most or settings.max_connections)
+        no_room = Counting(_no_room, metrics)
         header_timeout = settings.header_timeout
         write_timeout = settings.write_timeout
 
@@ -35,6 +50,8 @@ def protocol_class(settings: ServerSettings) -> type[H11Protocol]:
 class LimitedProtocol(H11Protocol):
     """See the module."""
 
+    max_connections = 512
+    no_room: ASGIApp
     header_timeout = 10.0  # seconds, also for what is left of a body once it is answered
     write_timeout = 30.0
 
@@ -49,7 +66,25 @@ class LimitedProtocol(H11Protocol):
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         super().connection_made(transport)
+        surplus = len(self.connections) - self.max_connections
+        if surplus > SURPLUS:
+            transport.close()
+            return
+        if surplus > 0:
+            self._set_apart()
         self._watch_reading()
+
+    def _set_apart(self) -> None:
+        """Answer with 503 until others have gone; idle, it is closed soon."""
+        self.header_timeout = min(self.header_timeout, _SURPLUS_S)
+        self.timeout_keep_alive = _SURPLUS_S  # type: ignore[assignment]  # it may be a fraction
+        served = self.app
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            room = len(self.connections) <= self.max_connections
+            await (served if room else self.no_room)(scope, receive, send)
+
+        self.app = app
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._reading = _stop(self._reading)
@@ -98,6 +133,17 @@ class LimitedProtocol(H11Protocol):
 
     def _abort(self) -> None:
         self.transport.abort()
+
+
+async def _no_room(scope: Scope, receive: Receive, send: Send) -> None:
+    """The answer on a connection beyond the limit."""
+    error = ApiError(
+        503,
+        "too many connections are open; try again in a moment, or start the server with a larger "
+        "--max-connections",
+        code="too_many_connections",
+    )
+    await error.response()(scope, receive, send)
 
 
 def _stop(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

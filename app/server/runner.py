@@ -17,9 +17,9 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from app.server.application import create_app
-from app.server.listening import address_of, listen
+from app.server.listening import address_of, listen, room_for
 from app.server.metrics import Load, Metrics
-from app.server.protocol import MAX_HEADER_BYTES, protocol_class
+from app.server.protocol import MAX_HEADER_BYTES, SURPLUS, protocol_class
 from app.server.settings import ServerSettings
 from engine.errors import ServerError
 from engine.job import Job
@@ -27,7 +27,7 @@ from engine.worker import Worker
 
 log = logging.getLogger(__name__)
 
-_START_S = 10.0
+_START_S = 60.0  # it takes a moment, but the machine may be busy
 _LOOK_S = 0.05
 _LAST_WORDS_S = 1.0  # for the answers to what is given up
 _GRACE_S = 5.0  # beyond the time to drain, for what is cancelled to end
@@ -70,6 +70,7 @@ class ServerRunner:
 
     def start(self) -> str:
         """Listen; returns the address. Raises ServerError, one line, where that cannot be."""
+        connections = max(1, room_for(self.settings.max_connections + SURPLUS) - SURPLUS)
         try:
             sockets = listen(self.settings.host, self.settings.port)
         except ServerError as error:
@@ -79,7 +80,7 @@ class ServerRunner:
         AppStatus.disable_automatic_graceful_drain()
         config = uvicorn.Config(
             self._app,
-            http=protocol_class(self.settings),
+            http=protocol_class(self.settings, self.metrics, connections),
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -109,6 +110,7 @@ class ServerRunner:
         self._thread.start()
         self._up.wait(_START_S)
         if not server.started:
+            server.should_exit = True  # not after all, when nobody knows of it any more
             raise ServerError(self.error or "the server did not start in time; try again")
         self.address = address
         return address

@@ -38,6 +38,7 @@ class ServerSettings(Options):
         "Requests must carry it as `Authorization: Bearer KEY`. Rather set the environment's "
         "GPT2_WORKBENCH_API_KEY, which other users of the machine cannot read.",
         section="Server",
+        unset="none",
     )
     allowed_hosts: tuple[str, ...] = option(
         (),
@@ -123,6 +124,14 @@ class ServerSettings(Options):
         256,
         "Word length",
         "Characters of a stop string, a banned word or a biased text at most.",
+        minimum=1,
+        maximum=100_000,
+        section="Server limits",
+    )
+    max_connections: int = option(
+        512,
+        "Connections",
+        "Open connections at most, idle ones too; a request over another one gets 503.",
         minimum=1,
         maximum=100_000,
         section="Server limits",
