@@ -70,10 +70,12 @@ def format_value(option: Option, value: Any) -> str:
     if option.kind is int:
         return f"{value:,}" if option.maximum is not None and option.maximum < 1e9 else str(value)
     if option.kind is float:
-        if not option.step and 0 < abs(value) < 0.01:
-            return f"{value:g}"
-        digits = 2 if not option.step else max(0, -math.floor(math.log10(option.step) + 1e-9))
-        return f"{value:.{max(digits, 2)}f}"
+        if not option.step:
+            return f"{value:g}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
+        digits = max(0, -math.floor(math.log10(option.step) + 1e-9))
+        text = f"{value:.{max(digits, 2)}f}"
+        # What was typed may be finer than the slider's steps; it is not shown as another value.
+        return text if abs(float(text) - value) < 1e-9 else f"{value:g}"
     if option.kind is bool:
         return "on" if value else "off"
     if option.kind is tuple:

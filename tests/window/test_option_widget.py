@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.window import inputs, option_widget, text_list, widgets
 from app.window.option_widget import Scale, describe, format_value
 from app.window.option_widget import option_widget as draw_option
-from engine.config import GenerationConfig, LoadConfig, Option
+from engine.config import FinetuneConfig, GenerationConfig, LoadConfig, Option
 from engine.errors import ConfigError
 from engine.options import escaped
 from tests.window.headless import HeadlessImgui
@@ -280,6 +280,15 @@ def test_values_as_the_window_shows_them() -> None:
     assert format_value(options["seed"], None) == "auto"
     assert format_value(options["seed"], 48_213) == "48213"
     assert format_value(option(kind=bool), True) == "on"
+
+
+def test_small_and_fine_values_are_shown_as_they_are() -> None:
+    options = FinetuneConfig.options()
+    assert format_value(options["learning_rate"], 5e-5) == "5e-05"
+    assert "Default: 5e-05" in describe(options["learning_rate"])
+    assert format_value(options["weight_decay"], 0.01) == "0.01"
+    assert format_value(options["weight_decay"], 0.001) == "0.001", "not 0.00"
+    assert format_value(options["weight_decay"], 0.1 + 0.2) == "0.30"
 
 
 @pytest.mark.parametrize(
