@@ -113,7 +113,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 def is_json_lines(path: Path) -> bool:
     """Whether the name (compression aside) says that the file holds one JSON object a line."""
     suffixes = [s for s in path.suffixes if s not in _COMPRESSED]
-    return bool(suffixes) and suffixes[-1] in {".jsonl", ".ndjson"}
+    return bool(suffixes) and suffixes[-1].lower() in {".jsonl", ".ndjson"}
 
 
 def read_documents(path: Path) -> Iterator[str]:

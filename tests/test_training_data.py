@@ -134,7 +134,30 @@ def test_folders_are_searched_in_order(tmp_path: Path) -> None:
     files, remarks = find_files([str(tmp_path / "texts")])
     names = [str(f.relative_to(tmp_path / "texts")) for f in files]
     assert names == ["a.md", "b.txt", os.path.join("sub", "c.jsonl"), "z.txt.gz"]
-    assert len(remarks) == 1 and remarks[0].startswith("1 files")
+    assert len(remarks) == 1 and remarks[0].startswith("1 file in")
+
+
+def test_what_runs_have_written_is_no_text(tmp_path: Path) -> None:
+    """A result among the texts: its card, its tokenizer's merges.txt, its log that still grows."""
+    write(tmp_path, "texts/a.txt", "x")
+    for name in ("run.json", "README.md", "merges.txt", "log.jsonl", "checkpoints/step/README.md"):
+        write(tmp_path, f"texts/deep/mine/{name}", "{}")
+    files, remarks = find_files([str(tmp_path / "texts")])
+    assert [f.name for f in files] == ["a.txt"]
+    assert len(remarks) == 1 and "fine-tunes below" in remarks[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all")
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, "texts/a.txt", "x")
+    write(tmp_path, "texts/shut/b.txt", "x")
+    (tmp_path / "texts" / "shut").chmod(0)
+    with pytest.raises(CorpusError, match="shut cannot be read: Permission denied"):
+        find_files([str(tmp_path / "texts")])
+
+
+def test_json_lines_are_known_by_a_name_in_capitals_too(tmp_path: Path) -> None:
+    assert examples(write(tmp_path, "A.JSONL", '{"text": "one"}'), "file") == ["one"]
 
 
 @pytest.mark.parametrize(
@@ -258,6 +281,10 @@ def test_a_text_too_short_to_hold_out_a_block_says_so(tmp_path: Path, tokenizer:
     prepared = prepared_from(tmp_path, tokenizer, "the moon rose over a sea " * 3)
     assert prepared.validation is None and len(prepared.train) == 1
     assert any("no held-out loss" in warning for warning in prepared.report.warnings)
+    prepared = prepared_from(
+        tmp_path, tokenizer, "the moon rose over a sea " * 3, early_stopping_patience=2
+    )
+    assert any("no early stopping" in warning for warning in prepared.report.warnings)
 
 
 def test_a_held_out_file(tmp_path: Path, tokenizer: Tokenizer) -> None:

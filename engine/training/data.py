@@ -141,9 +141,12 @@ def prepare(
         if len(held_out):
             validation = Blocks(store.tokens, held_out, size)
         else:
+            nothing = "held-out loss" + " and no early stopping" * bool(
+                config.early_stopping_patience
+            )
             warnings.append(
                 f"the text is too short to hold out a block of {size:,} tokens; there will be no "
-                "held-out loss"
+                + nothing
             )
     train = Blocks(store.tokens, learnt, size)
     warnings += [f"{files[i].path} holds no text and is left out" for i in store.counts.blank]

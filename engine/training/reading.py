@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from engine.corpus import CHUNK_BYTES, is_json_lines, read_chunks, read_records
 from engine.errors import CorpusError
+from engine.training.run_log import RUN_FILE
 
 SUFFIXES = (".txt", ".text", ".md", ".jsonl", ".ndjson")  # also with .gz or .xz behind
 PIECE = 1 << 16  # characters: what is tokenised at once
@@ -47,15 +49,19 @@ def find_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
         try:
             path = Path(name).expanduser()
             if path.is_dir():
-                found, others = _in_folder(path)
+                found, others, runs = _in_folder(path)
                 files += found
+                if runs:
+                    remarks.append(f"the fine-tunes below {path} are left out")
                 if others:
+                    count = "1 file" if others == 1 else f"{others:,} files"
                     remarks.append(
-                        f"{others:,} files in {path} are left out: only {', '.join(SUFFIXES)} are "
-                        "read"
+                        f"{count} in {path} left out: only {', '.join(SUFFIXES)} are read"
                     )
-            elif path.exists():
+            elif path.is_file():
                 files.append(path)
+            elif path.exists():  # it would be read twice: for its hash and for its text
+                raise CorpusError(f"{shown} is a pipe or device; save its text and give that file")
             else:
                 raise CorpusError(f"there is no file or folder {shown}; check the name")
         except (OSError, ValueError, RuntimeError) as error:  # a name too long, an unknown ~user
@@ -64,21 +70,37 @@ def find_files(names: Sequence[str]) -> tuple[list[Path], list[str]]:
     return files, remarks
 
 
-def _in_folder(folder: Path) -> tuple[list[Path], int]:
-    """Text files below a folder, sorted, and the number of other ones; hidden ones do not count."""
+def _in_folder(folder: Path) -> tuple[list[Path], int, int]:
+    """Text files below a folder, sorted; the numbers of other files and of training runs.
+
+    Hidden files do not count. What a run has written is no text to learn, its log and the
+    tokenizer's merges.txt least of all.
+    """
+    found, runs = [], 0
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        inner = [name for name in folders if not name.startswith(".")]
+        folders[:] = [n for n in inner if not Path(parent, n, RUN_FILE).is_file()]
+        runs += len(inner) - len(folders)
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
     texts, others = [], 0
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or not path.is_file():
-            continue
+    for path in sorted(found):
         suffixes = [s for s in path.suffixes if s not in (".gz", ".xz")]
+        if not path.is_file():
+            continue
         if suffixes and suffixes[-1].lower() in SUFFIXES:
             texts.append(path)
         else:
             others += 1
     if not texts:
         raise CorpusError(f"{folder} holds no text files ({', '.join(SUFFIXES)}); name one")
-    return texts, others
+    return texts, others, runs
+
+
+def _raise(error: OSError) -> None:
+    raise CorpusError(
+        f"{error.filename} cannot be read: {error.strerror or error}; make it readable, or name "
+        "the files"
+    ) from error
 
 
 def hash_files(paths: Sequence[Path]) -> tuple[list[TextFile], str]:
