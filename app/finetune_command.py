@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import paths
 from engine.config import FinetuneConfig
+from engine.errors import ConfigError
 from engine.training import run_folder
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ def finetune_command(given: dict[str, Any]) -> int:
 def _options(given: dict[str, Any]) -> FinetuneConfig:
     if given.get("resume"):
         wanted = given.get("output_dir")
+        if wanted is None and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ConfigError(
+                "several processes are to go on with one run; give its folder by --output-dir"
+            )
         folder = run_folder.choose(FinetuneConfig(output_dir=wanted)) if wanted else None
         return run_folder.resumed(folder or run_folder.latest_to_resume(), given)
     return FinetuneConfig.from_mapping(given)
@@ -52,10 +57,11 @@ def _options(given: dict[str, Any]) -> FinetuneConfig:
 def _summary(outcome: Outcome) -> str:
     """What to do with the result, or how to go on."""
     totals, folder = outcome.totals, outcome.folder
-    if outcome.status == "paused":
+    if outcome.status != "done":
+        at = f"step {totals.get('steps', 0):,} of {totals.get('total_steps', 0):,}"
         return (
-            f"paused at step {totals.get('steps', 0):,} of {totals.get('total_steps', 0):,}, saved "
-            f"in {folder}\ngo on with: python main.py finetune --resume --output-dir {folder}"
+            f"{outcome.status} at {at}, saved in {folder}\n"
+            f"go on with: python main.py finetune --resume --output-dir {folder}"
         )
     name = folder.name if folder.parent == paths.fine_tunes_dir() else str(folder)
     lines = [f"trained in {_duration(totals.get('seconds', 0.0))}: {folder}"]
@@ -65,7 +71,12 @@ def _summary(outcome: Outcome) -> str:
             f"held-out loss {before:.4f} -> {after:.4f} nats per token (perplexity "
             f"{_perplexity(before)} -> {_perplexity(after)})"
         )
-    if totals.get("ended_early"):
+    if totals.get("ended_early") and totals["result_step"] == totals["steps"]:
+        lines.append(
+            "ended early: the held-out loss never fell below what it was before training; the "
+            f"model is that of step {totals['steps']:,}"
+        )
+    elif totals.get("ended_early"):
         lines.append(f"ended early: the model is that of step {totals['result_step']:,}, the best")
     lines.append(f'try it: python main.py generate --model {name} --prompt "..."')
     return "\n".join(lines)

@@ -6,13 +6,13 @@ exist at the moment (a drive that is not plugged in) is kept but not listed.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-from engine import atomic, paths
+from engine import paths
 from engine.checkpoint import ModelConfig, read_config, weight_files
-from engine.errors import EngineError, ModelNotFoundError, StorageError
+from engine.errors import EngineError, ModelNotFoundError
+from engine.folder_list import read_folders, write_folders
 from engine.onnx.folder import is_export
 
 _LIST_FILE = "models.json"
@@ -81,23 +81,8 @@ def _sound(folders: list[Path]) -> list[tuple[Path, ModelConfig]]:
 
 
 def _read_list() -> list[Path]:
-    path = paths.config_dir() / _LIST_FILE
-    try:
-        data = json.loads(atomic.read_text(path))
-        names = data["folders"]
-        return [Path(name) for name in names if isinstance(name, str) and "\0" not in name]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be read: {error.strerror or error}; check its permissions"
-        ) from error
-    except (ValueError, KeyError, TypeError, RecursionError):
-        # Set aside rather than overwritten: a person may still read paths out of it.
-        atomic.set_aside(path)
-        return []
+    return read_folders(paths.config_dir() / _LIST_FILE)
 
 
 def _write_list(folders: list[Path]) -> None:
-    names = [str(folder) for folder in folders]
-    atomic.write_json(paths.config_dir() / _LIST_FILE, {"folders": names})
+    write_folders(paths.config_dir() / _LIST_FILE, folders)

@@ -16,9 +16,8 @@ from pathlib import Path
 if not __package__:  # started as a file: the engine lies beside this folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine import paths
 from engine.errors import ModelNotFoundError
-from engine.training.run_log import list_runs
+from engine.training.run_folder import all_runs
 from examples.shared import config_from, parser_for, run, write_texts
 
 
@@ -39,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def latest() -> str:
     """The folder of the fine-tune that was finished last; ModelNotFoundError without any."""
-    for folder, found in list_runs(paths.fine_tunes_dir()):
-        if found.status == "done":
+    for folder, found in all_runs():
+        if found.status in ("done", "stopped"):
             return str(folder)
     raise ModelNotFoundError(
         "no fine-tune is finished yet; run examples/finetune_gpt2.py --train_file my.txt first, "

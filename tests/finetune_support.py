@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import load_file
 
 from engine.config import FinetuneConfig
+from engine.training import run_folder, run_log
+
+if TYPE_CHECKING:
+    from engine.training.finetune import Outcome
 
 LINES = (
     "The sun sets on the sea and the sea sets on the sand.",
@@ -41,3 +48,43 @@ def options(model: Path, text: Path, out: Path, **changes: Any) -> FinetuneConfi
         "threads": 1,
     }
     return FinetuneConfig(**(values | changes))
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """The weights of a model folder by name."""
+    return load_file(folder / "model.safetensors")
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two model folders hold the same weights, bit by bit."""
+    one, other = weights(a), weights(b)
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def losses(folder: Path) -> list[tuple[str, int, float]]:
+    """Kind, step and loss of all that a run's log tells of losses."""
+    return [
+        (e["kind"], e["step"], e["loss"])
+        for e in run_log.read_log(folder)
+        if e["kind"] in ("step", "eval")
+    ]
+
+
+def stop_after(step: int) -> dict[str, Any]:
+    """Arguments of `finetune` that have it stop behind a step."""
+    from engine.training.finetune import Stop
+
+    stop = Stop()
+
+    def report(event: dict[str, Any]) -> None:
+        if event["kind"] == "step" and event["step"] == step - 1:
+            stop.request()
+
+    return {"report": report, "stop": stop}
+
+
+def resume(folder: Path, **given: Any) -> Outcome:
+    """Go on with the run of a folder, in this process."""
+    from engine.training.finetune import finetune
+
+    return finetune(run_folder.resumed(folder, given))

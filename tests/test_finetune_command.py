@@ -122,6 +122,15 @@ def test_bad_use_is_one_line(
     assert not [p for p in tmp_path.iterdir() if p.name != "home"]
 
 
+def test_several_processes_are_told_which_run_to_go_on_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each would choose for itself, and the first has changed the list by then."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.run(["finetune", "--resume"]) == 1
+    assert "give its folder by --output-dir" in capsys.readouterr().err
+
+
 def test_flags_mean_the_options_they_are_made_of(tmp_path: Path) -> None:
     config = FinetuneConfig(
         model_name="--odd name",

@@ -16,8 +16,9 @@ from app.window.state import AppState
 from app.window.training_run import Follower, RunView, checkpoints_in
 from app.window.training_state import LIST_S, POLL_S, Training, announce
 from engine import paths
+from engine.config import FinetuneConfig
 from engine.errors import EngineError, StorageError, TrainingError
-from engine.training import run_log
+from engine.training import run_folder, run_log
 from engine.training.run_log import LogWriter, Run
 from tests.training_support import ScriptedRun, until
 from tests.window.fakes import FakeLauncher
@@ -102,7 +103,7 @@ def test_a_run_is_what_its_log_says(run: ScriptedRun) -> None:
     assert view.train.values == [4.0] and view.held_out.values == [3.5]
     assert view.samples[0].text == " rises"
     assert view.tokens_per_s == 1000.0 and view.eta_s == 60.0
-    assert view.live and not view.pausing
+    assert view.live and not view.ending
 
 
 def test_what_is_added_is_added(run: ScriptedRun) -> None:
@@ -149,10 +150,12 @@ def test_a_run_that_was_asked_to_stop_is_pausing_until_it_has(run: ScriptedRun) 
     run_log.request_stop(run.folder)
     follower = Follower(run.folder)
     view = view_of(follower)
-    assert view.pausing
-    run.become("paused")
+    assert view.ending == "paused"
+    run_log.request_stop(run.folder, "stopped")
+    assert view_of(follower, view).ending == "stopped"
+    run.become("stopped")
     view = view_of(follower, view)
-    assert not view.pausing and not view.live
+    assert not view.ending and not view.live
 
 
 def test_only_whole_checkpoints_are_listed_in_order(run: ScriptedRun) -> None:
@@ -302,7 +305,7 @@ def test_pause_and_resume_reach_the_run(bench: Bench) -> None:
     bench.look()
     bench.training.show(run.folder)
     bench.training.pause(run.folder)
-    assert bench.training.shown is not None and bench.training.shown.pausing
+    assert bench.training.shown is not None and bench.training.shown.ending == "paused"
     bench.settle()
     run.become("paused")
     bench.look()
@@ -319,12 +322,13 @@ def test_closing_pauses_what_goes_on_at_once(bench: Bench) -> None:
 
 
 def test_a_run_elsewhere_is_listed_too(bench: Bench, tmp_path: Path) -> None:
-    bench.launcher.folder = tmp_path / "elsewhere"
-    run = ScriptedRun(bench.launcher.folder).start(300)
-    bench.training.start()
-    bench.settle()
+    """One of the command line's, or of a window that was open before."""
+    folder = tmp_path / "elsewhere"
+    run_folder.open_new(folder, FinetuneConfig())
+    own = ScriptedRun(bench.launcher.folder).start(300).become("done")
     bench.look()
-    assert [folder for folder, _ in bench.training.runs] == [run.folder]
+    assert [path for path, _ in bench.training.runs] == [folder, own.folder]
+    assert bench.training.live == [folder]
 
 
 def test_a_folder_that_has_become_unreadable_is_told_and_left(bench: Bench) -> None:

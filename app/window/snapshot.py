@@ -107,7 +107,7 @@ def _training(training: Training) -> dict[str, Any]:
         else {
             "folder": str(view.folder),
             "status": view.run.status,
-            "pausing": view.pausing,
+            "ending": view.ending,
             "step": view.step,
             "total_steps": view.total_steps,
             "losses": len(view.train),

@@ -12,7 +12,7 @@ from typing import Any
 
 from app.window.curves import Curve
 from engine.training import run_log
-from engine.training.run_log import CHECKPOINTS, LogReader, Run
+from engine.training.run_log import CHECKPOINTS, Ending, LogReader, Run
 
 MOST_SAMPLES = 100  # the latest are kept
 
@@ -42,7 +42,7 @@ class RunView:
 
     folder: Path
     run: Run
-    pausing: bool = False  # it has been asked to, and still runs
+    ending: Ending | None = None  # as what it has been asked to end, while it still runs
     checkpoints: tuple[Saved, ...] = ()
     total_steps: int = 0
     step: int = 0
@@ -134,6 +134,7 @@ _HANDLERS = {
 STANDING = {
     "running": "training",
     "paused": "paused",
+    "stopped": "stopped",
     "done": "done",
     "failed": "failed",
     "interrupted": "interrupted",
@@ -161,7 +162,7 @@ class News:
     from what was read before."""
 
     run: Run
-    pausing: bool
+    ending: Ending | None
     checkpoints: tuple[Saved, ...]
     events: Sequence[Event]
     view: RunView | None = None
@@ -169,7 +170,7 @@ class News:
     def bring_to(self, view: RunView) -> RunView:
         """The view with the news in it."""
         view = self.view or view
-        view.run, view.pausing, view.checkpoints = self.run, self.pausing, self.checkpoints
+        view.run, view.ending, view.checkpoints = self.run, self.ending, self.checkpoints
         view.apply(self.events)
         return view
 
@@ -201,8 +202,8 @@ class Follower:
             view.apply(events)
         self._taken = len(events)
         self._last = events[-1] if events else None
-        pausing = run.status == "running" and run_log.stop_requested(self.folder)
-        return News(run, pausing, checkpoints_in(self.folder), new, view)
+        ending = run_log.stop_requested(self.folder) if run.status == "running" else None
+        return News(run, ending, checkpoints_in(self.folder), new, view)
 
 
 def checkpoints_in(folder: Path) -> tuple[Saved, ...]:

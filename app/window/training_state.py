@@ -17,11 +17,10 @@ from app.window.records import Level
 from app.window.state import AppState
 from app.window.training_advice import Adviser
 from app.window.training_run import Follower, News, RunView
-from engine import paths
 from engine.config import FinetuneConfig
 from engine.errors import ConfigError
-from engine.training import run_log
-from engine.training.run_log import Run
+from engine.training import run_folder
+from engine.training.run_log import Ending, Run
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Launcher(Protocol):
 
     def start(self, config: FinetuneConfig) -> Path: ...
     def resume(self, folder: Path) -> object: ...
-    def pause(self, folder: Path) -> object: ...
+    def pause(self, folder: Path, ending: Ending) -> object: ...
 
 
 class Training:
@@ -71,7 +70,6 @@ class Training:
         self._follower: Follower | None = None
         self._reading = False
         self._poll_due = self._list_due = 0.0
-        self._elsewhere: set[Path] = set()  # runs begun outside the program's own folder
 
     # What the panel does
 
@@ -124,11 +122,12 @@ class Training:
             "start training", lambda: self._launcher.start(config), self._started, self._not_started
         )
 
-    def pause(self, folder: Path) -> None:
+    def pause(self, folder: Path, ending: Ending = "paused") -> None:
         """Have it save a checkpoint and end."""
         if self.shown is not None and self.shown.folder == folder:
-            self.shown.pausing = True
-        self._do(f"pause {folder}", lambda: self._launcher.pause(folder), "pausing the fine-tune")
+            self.shown.ending = ending
+        doing = "pausing the fine-tune" if ending == "paused" else "stopping the fine-tune"
+        self._do(f"pause {folder}", lambda: self._launcher.pause(folder, ending), doing)
 
     def resume(self, folder: Path) -> None:
         """Go on from the latest checkpoint."""
@@ -138,7 +137,7 @@ class Training:
         """As `pause` for all that go on, before this returns: the window is closing."""
         for folder in self.live:
             try:
-                self._launcher.pause(folder)
+                self._launcher.pause(folder, "paused")
             except Exception:  # closing goes on; the run goes on as well
                 log.exception("pausing %s failed", folder)
 
@@ -162,11 +161,10 @@ class Training:
 
     def _look(self, follower: Follower | None, wants_list: bool) -> None:
         self._reading = True
-        elsewhere = tuple(self._elsewhere)
 
         def look() -> tuple[News | None, Runs | None]:
             news = follower.read() if follower is not None else None
-            return news, read_runs(elsewhere) if wants_list else None
+            return news, read_runs() if wants_list else None
 
         def taken(found: tuple[News | None, Runs | None]) -> None:
             self._reading = False
@@ -194,8 +192,6 @@ class Training:
 
     def _started(self, folder: Path) -> None:
         self.starting = False
-        if folder.parent != paths.fine_tunes_dir():
-            self._elsewhere.add(folder)
         self.show(folder)
 
     def _not_started(self, error: Exception) -> None:
@@ -218,6 +214,12 @@ def announce(state: AppState) -> Callable[[Path, Run], None]:
             state.notify(Level.INFO, f"The model {folder.name} is trained: choose it on the left.")
         elif run.status == "paused":
             state.notify(Level.INFO, f"The training of {folder.name} is paused, with a checkpoint.")
+        elif run.status == "stopped":
+            state.notify(
+                Level.INFO,
+                f"The training of {folder.name} is stopped. Its model is the one of that step: "
+                "choose it on the left.",
+            )
         else:
             why = run.error or "its process has ended without a word"
             state.notify(Level.ERROR, f"the training of {folder.name} has ended: {why}")
@@ -225,11 +227,6 @@ def announce(state: AppState) -> Callable[[Path, Run], None]:
     return ended
 
 
-def read_runs(elsewhere: tuple[Path, ...] = ()) -> Runs:
-    """The runs in the program's own folder and in some others: those that go on, then by time."""
-    found = run_log.list_runs(paths.fine_tunes_dir())
-    for folder in elsewhere:
-        run = run_log.read_run(folder)
-        if run is not None:
-            found.append((folder, run))
-    return sorted(found, key=lambda item: (item[1].status == "running", item[1].updated))[::-1]
+def read_runs() -> Runs:
+    """All runs that are known: those that go on first, then by time."""
+    return sorted(run_folder.all_runs(), key=lambda item: item[1].status != "running")

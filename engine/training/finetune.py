@@ -48,7 +48,7 @@ _DRAW_EVERY_S = 20.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `status`: done or paused."""
+    """How a run ended. `status`: done, paused or stopped."""
 
     folder: Path
     status: str
@@ -80,6 +80,7 @@ def finetune(
     """
     config.check_together()
     base = catalog.require_local(config.model_name)
+    config = config.replace(**run_folder.rooted(config.as_dict()))
     shape = _check_shape(config, read_config(base))
     config = _settled(config)
     memory, doubts = _doubts(config, shape)
@@ -285,7 +286,8 @@ class _Run:
         )
 
     def _stop_wanted(self) -> bool:
-        return self._stop.wanted or (self._main and run_log.stop_requested(self._folder))
+        asked = self._main and run_log.stop_requested(self._folder) is not None
+        return self._stop.wanted or asked
 
     def _emit(self, kind: str, step: int, **fields: Any) -> None:
         self._step = max(self._step, step)
@@ -322,13 +324,15 @@ class _Run:
             result.draw_curve(self._folder, run_log.read_log(self._folder))
 
     def _finish(self, made: trainer.FinetuneTrainer) -> Outcome:
-        status: run_log.Status = "paused" if made.stopped and not made.ended_early else "done"
+        status: run_log.Status = "done"
+        if made.stopped and not made.ended_early:
+            status = run_log.stop_requested(self._folder) or "paused"
         if self._main:
             totals, course = self._record.totals, made.hooks.course
             totals["tokens_seen"] = made.tokens_seen
             totals["ended_early"] = made.ended_early
             step = made.state.global_step
-            if made.ended_early and course.best is not None:
+            if made.ended_early and course.best is not None and course.best_step:
                 step = course.best_step  # what early stopping is for
                 totals["eval_loss"] = course.best
             totals["result_step"] = step

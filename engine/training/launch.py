@@ -58,12 +58,12 @@ def resume(folder: Path) -> Path:
     return folder
 
 
-def pause(folder: Path) -> None:
+def pause(folder: Path, ending: run_log.Ending = "paused") -> None:
     """Ask a run to save a checkpoint and end; TrainingError where none is going on there."""
     run = run_log.read_run(folder)
     if run is None or run.status != "running":
         raise TrainingError(f"no run is going on in {folder}")
-    run_log.request_stop(folder)
+    run_log.request_stop(folder, ending)
 
 
 def command(config: FinetuneConfig) -> list[str]:

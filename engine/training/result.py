@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from engine import __version__, atomic
+from engine import __version__, atomic, catalog
 from engine.errors import StorageError
 from engine.training.run_log import CURVE_FILE, Run
 
@@ -65,9 +65,7 @@ def model_card(run: Run) -> str:
     config, data, totals = run.config, run.data, run.totals
     base = str(config["model_name"])
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if os.sep not in base and base != "verse":
-        owner = "distilbert" if base == "distilgpt2" else "openai-community"
-        front.append(f"base_model: {base if '/' in base else f'{owner}/{base}'}")
+    front += [f"base_model: {m.repository}" for m in catalog.HUB_MODELS if m.name == base]
     lines = [*front, "tags: [gpt2, fine-tuned]", "---", ""]
     lines += [
         f"# {_short(base)} fine-tuned on {_texts(data)}",

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine import paths
+from engine import catalog, paths
 from engine.config import FinetuneConfig
-from engine.errors import ConfigError, StorageError, TrainingError
+from engine.errors import ConfigError, EngineError, StorageError, TrainingError
+from engine.folder_list import read_folders, write_folders
 from engine.training import run_log
 from engine.training.run_log import Run
 
+_ELSEWHERE = "runs.json"  # in the data folder: runs that lie outside the program's own folder
+_MOST_ELSEWHERE = 200
 # What may change when a run goes on without changing what is learnt.
 _FREE = {"resume", "output_dir", "save_steps", "save_total_limit", "sample_prompt"}
 
@@ -36,6 +39,28 @@ def choose(config: FinetuneConfig) -> Path:
         number += 1
         folder = root / f"{name}-{number}"
     return folder
+
+
+def rooted(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options whose texts and model are the same ones in any current folder.
+
+    What is no path, or means nothing here, stays as it is.
+    """
+    found = dict(options)
+    for name in ("train_file", "validation_file"):
+        if name in found:
+            found[name] = tuple(_absolute(path) for path in found[name])
+    if "model_name" in found:
+        with contextlib.suppress(EngineError):
+            found["model_name"] = catalog.find(found["model_name"]).name
+    return found
+
+
+def _absolute(name: str) -> str:
+    try:
+        return name if "\0" in name else os.path.abspath(Path(name).expanduser())
+    except RuntimeError:  # an unknown ~user
+        return name
 
 
 def open_new(folder: Path, config: FinetuneConfig) -> bool:
@@ -60,6 +85,7 @@ def open_new(folder: Path, config: FinetuneConfig) -> bool:
     except StorageError:
         discard(folder, made)
         raise
+    _note(folder)
     return made
 
 
@@ -83,7 +109,31 @@ def open_again(folder: Path, config: FinetuneConfig) -> Run:
     run.pid, run.pid_started = now.pid, now.pid_started
     run_log.write_run(folder, run)
     run_log.clear_stop(folder)
+    _note(folder)
     return run
+
+
+def _note(folder: Path) -> None:
+    """Put a run outside the program's own folder on the list, first."""
+    if folder.parent == paths.fine_tunes_dir():
+        return
+    with contextlib.suppress(StorageError):  # training does not depend on it
+        listed = paths.data_dir() / _ELSEWHERE
+        others = [other for other in read_folders(listed) if other != folder]
+        write_folders(listed, [folder, *others][:_MOST_ELSEWHERE])
+
+
+def all_runs() -> list[tuple[Path, Run]]:
+    """All runs that are known, wherever they lie, latest first; damaged ones are left out.
+
+    StorageError where the list of those elsewhere cannot be read.
+    """
+    found = run_log.list_runs(paths.fine_tunes_dir())
+    for folder in read_folders(paths.data_dir() / _ELSEWHERE):
+        with contextlib.suppress(StorageError, TrainingError):
+            if (run := run_log.read_run(folder)) is not None:
+                found.append((folder, run))
+    return sorted(found, key=lambda item: item[1].updated, reverse=True)
 
 
 def read(folder: Path) -> Run:
@@ -100,7 +150,8 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> FinetuneConfig:
     Raises TrainingError as `read`, and ConfigError where others are given.
     """
     stored = FinetuneConfig.from_mapping(read(folder).config, ignore_unknown=True)
-    for name, value in given.items():
+    stored = stored.replace(**rooted(stored.as_dict()))
+    for name, value in rooted(given).items():
         if name not in _FREE and value != getattr(stored, name):
             raise ConfigError(
                 f"the run in {folder} was begun with {name} {getattr(stored, name)}, not {value}; "
@@ -111,13 +162,12 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> FinetuneConfig:
 
 
 def latest_to_resume() -> Path:
-    """The latest run among the program's own that ended early; TrainingError without any."""
-    for folder, run in run_log.list_runs(paths.fine_tunes_dir()):
+    """The latest run that ended early; TrainingError without any."""
+    for folder, run in all_runs():
         if run.resumable:
             return folder
     raise TrainingError(
-        f"no run below {paths.fine_tunes_dir()} ended early; give the --output-dir of the one to "
-        "go on with"
+        "no run that is known ended early; give the --output-dir of the one to go on with"
     )
 
 

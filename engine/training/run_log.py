@@ -2,7 +2,7 @@
 
     OUTPUT_DIR/run.json           options, data, status, process and totals; replaced as a whole
     OUTPUT_DIR/log.jsonl          what happened, one JSON object a line; only ever appended to
-    OUTPUT_DIR/stop               its presence asks the run to save a checkpoint and pause
+    OUTPUT_DIR/stop               asks the run to save a checkpoint and end; holds how (Ending)
     OUTPUT_DIR/checkpoints/       see engine.training.checkpoints
     OUTPUT_DIR/loss.png           the loss curve
 
@@ -29,8 +29,10 @@ STOP_FILE = "stop"
 CHECKPOINTS = "checkpoints"
 CURVE_FILE = "loss.png"
 
-# `interrupted` is never written: it is what a running run is whose process has gone.
-Status = Literal["running", "paused", "done", "failed", "interrupted"]
+# `interrupted` is never written: it is what a running run is whose process has gone. `stopped` is
+# `paused` by somebody who has what they wanted: both can go on.
+Status = Literal["running", "paused", "stopped", "done", "failed", "interrupted"]
+Ending = Literal["paused", "stopped"]
 KINDS = ("start", "step", "eval", "sample", "checkpoint", "warning", "end")
 
 
@@ -51,7 +53,7 @@ class Run:
     @property
     def resumable(self) -> bool:
         """Whether it ended before its last step and nobody works on it now."""
-        return self.status in ("paused", "failed", "interrupted")
+        return self.status in ("paused", "stopped", "failed", "interrupted")
 
 
 def write_run(folder: Path, run: Run) -> None:
@@ -141,14 +143,20 @@ def describe_run(folder: Path) -> str:
     return f"Fine-tuned from {base} on {text}{more}{held_out}"
 
 
-def request_stop(folder: Path) -> None:
-    """Ask the run to save a checkpoint and end as paused; StorageError where that fails."""
-    atomic.write_bytes(folder / STOP_FILE, b"")
+def request_stop(folder: Path, ending: Ending = "paused") -> None:
+    """Ask the run to save a checkpoint and end as `ending`; StorageError where that fails."""
+    atomic.write_bytes(folder / STOP_FILE, f"{ending}\n".encode())
 
 
-def stop_requested(folder: Path) -> bool:
-    """Whether somebody asked for that."""
-    return (folder / STOP_FILE).exists()
+def stop_requested(folder: Path) -> Ending | None:
+    """As what the run was asked to end; None where nobody asked for that."""
+    try:
+        with (folder / STOP_FILE).open("rb") as file:
+            return "stopped" if file.read(64).strip() == b"stopped" else "paused"
+    except FileNotFoundError:
+        return None
+    except OSError:  # it is there, whatever it says
+        return "paused"
 
 
 def clear_stop(folder: Path) -> None:

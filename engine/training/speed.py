@@ -99,6 +99,8 @@ def next_token_loss(
     rows = hidden[:, :-1].reshape(-1, hidden.size(-1))  # (N, D)
     if not bool(wanted.all()):
         rows, targets = rows[wanted], targets[wanted]
+    if not torch.is_grad_enabled():  # which the function below cannot see
+        rows, table = rows.detach(), table.detach()
     divisor = targets.numel() if count is None else count
     summed: Any = _HeadLoss.apply  # which has no types
     total: Tensor = summed(rows, table, targets)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from engine.errors import CheckpointError, TrainingError
@@ -217,11 +216,11 @@ class FinetuneTrainer(Trainer):
                 rows = [blocks[i] for i in range(at, min(at + size, len(blocks)))]
                 ids = collate(rows)["input_ids"].to(self.args.device)  # (B, T)
                 with self.accelerator.autocast():
-                    logits = self.model(input_ids=ids).logits  # (B, T, V)
-                losses = cross_entropy(
-                    logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
-                )
-                sums += torch.stack((losses.double(), torch.tensor(ids[:, 1:].numel()).to(losses)))
+                    # Divided by 1: the sum. All the logits at once could be more than training
+                    # ever holds (engine.training.speed).
+                    summed = self.model(input_ids=ids, labels=ids, num_items_in_batch=1).loss
+                sums[0] += summed.double()
+                sums[1] += ids[:, 1:].numel()
         if world > 1:
             torch.distributed.all_reduce(sums)
         return float(sums[0] / sums[1])

@@ -31,6 +31,12 @@ class Course:
         if self.rises < _RISES or self.warned_of_step == self.best_step:
             return ""
         self.warned_of_step = self.best_step
+        if not self.best_step:
+            return (
+                f"the held-out loss is above what it was before training ({self.best:.4f}): the "
+                "model forgets more than it learns; stop here, and take a lower learning rate, or "
+                "more text"
+            )
         return (
             f"the held-out loss has risen since step {self.best_step:,}, where it was "
             f"{self.best:.4f}: the model is learning the text by heart; stop here, use the "

@@ -99,8 +99,8 @@ class FakeLauncher:
     def resume(self, folder: Path) -> None:
         self.asked.append(("resume", folder))
 
-    def pause(self, folder: Path) -> None:
-        self.asked.append(("pause", folder))
+    def pause(self, folder: Path, ending: str = "paused") -> None:
+        self.asked.append(("pause" if ending == "paused" else "stop", folder))
 
 
 class FakeRecorder:

@@ -232,6 +232,35 @@ def test_pause_then_resume(bench: Bench, run: ScriptedRun) -> None:
     assert bench.launcher.asked == [("pause", run.folder), ("resume", run.folder)]
 
 
+def test_stop_offers_the_model_and_still_resumes(bench: Bench, run: ScriptedRun) -> None:
+    open_run(bench, run)
+    bench.click("finetune.stop")
+    bench.settle()
+    run.become("stopped")
+    look(bench)
+    assert "is stopped" in bench.state.banners[-1].message
+    assert not words(bench, "finetune.stop")
+    bench.click("finetune.resume")
+    bench.settle()
+    assert bench.launcher.asked == [("stop", run.folder), ("resume", run.folder)]
+    bench.click("finetune.use")
+    asked, config = bench.worker.jobs[-1].asked
+    assert asked == "load" and config.model == str(run.folder)
+
+
+def test_a_paused_run_has_a_model_too(bench: Bench, run: ScriptedRun) -> None:
+    run.become("paused")
+    open_run(bench, run)
+    bench.click("finetune.use")
+    assert bench.worker.jobs[-1].asked[1].model == str(run.folder)
+
+
+def test_a_run_that_broke_off_offers_no_model(bench: Bench, run: ScriptedRun) -> None:
+    run.become("failed", error="the disk is full")
+    open_run(bench, run)
+    assert words(bench, "finetune.resume") and not words(bench, "finetune.use")
+
+
 def test_a_checkpoint_is_tried(bench: Bench, run: ScriptedRun) -> None:
     open_run(bench, run)
     bench.click("finetune.try.60")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import imgui
@@ -13,10 +14,12 @@ from app.window.chart import Line, chart
 from app.window.theme import px
 from app.window.training_run import STANDING, RunView, Sample, Saved
 from app.window.ui import Ui
+from engine.training.run_log import Ending
 
 STATUS_COLORS = {
     "running": "accent",
     "paused": "warn",
+    "stopped": "good",
     "done": "good",
     "failed": "bad",
     "interrupted": "warn",
@@ -26,6 +29,7 @@ CHART_HEIGHT = 232.0
 TWO_COLUMNS = 640.0  # from this width on samples and checkpoints stand side by side
 MOST_SHOWN = 30  # samples drawn
 _NONE = "\u2013"
+_UNTIL = {"paused": "pausing", "stopped": "stopping"}
 
 
 class RunPanel:
@@ -77,7 +81,7 @@ def _heading(ui: Ui, view: RunView, width: float) -> None:
         ui.training.show(None)
     ui.mark("finetune.back")
     imgui.dummy(0, px(2))
-    word = "pausing" if view.pausing and view.live else STANDING[view.run.status]
+    word = _UNTIL[view.ending] if view.ending and view.live else STANDING[view.run.status]
     start = imgui.get_cursor_pos_x()
     with fonts.use("ui_bold"):
         wide = imgui.calc_text_size(word).x
@@ -116,7 +120,7 @@ def _notes(view: RunView) -> None:
         )
     for warning in view.warnings[-3:]:
         widgets.small(fmt.sentence(warning), "warn")
-    if view.pausing and view.live:
+    if view.ending and view.live:
         widgets.small("It saves a checkpoint and then ends.")
     elif view.live:
         widgets.small(
@@ -127,31 +131,48 @@ def _notes(view: RunView) -> None:
 
 def _buttons(ui: Ui, view: RunView) -> None:
     imgui.dummy(0, px(2))
-    training, height = ui.training, px(BUTTON_HEIGHT)
+    status = view.run.status
     if view.live:
-        with widgets.disabled("It saves a checkpoint first." if view.pausing else None):
-            if widgets.button(
-                "Pausing \u2026" if view.pausing else "Pause",
-                px(120),
-                height,
-                tip="Save a checkpoint and stop. It can be resumed later, also after a restart.",
-            ):
-                training.pause(view.folder)
-        ui.mark("finetune.pause")
-        return
-    if view.run.status == "done":
-        if widgets.primary_button(
-            "Use the model", px(160), height, tip="Load it and go to the Write tab."
-        ):
-            _use(ui, view.folder)
-        ui.mark("finetune.use")
-        return
-    others = [folder for folder in training.live if folder != view.folder]
+        _end_button(ui, view, "paused", "Pause", "Save a checkpoint and stop for now. It can be "
+                    "resumed later, also after a restart.")  # fmt: skip
+        imgui.same_line(spacing=px(12))
+        _end_button(ui, view, "stopped", "Stop", "Save a checkpoint and end: the model of this "
+                    "step is the result. Training can still go on from there.")  # fmt: skip
+    elif status == "done":
+        _use_button(ui, view, widgets.primary_button)
+    elif status == "stopped":
+        _use_button(ui, view, widgets.primary_button)
+        imgui.same_line(spacing=px(12))
+        _resume_button(ui, view, widgets.button)
+    else:
+        _resume_button(ui, view, widgets.primary_button)
+        if status == "paused":
+            imgui.same_line(spacing=px(12))
+            _use_button(ui, view, widgets.button)
+
+
+def _end_button(ui: Ui, view: RunView, ending: Ending, words: str, tip: str) -> None:
+    with widgets.disabled("It saves a checkpoint first." if view.ending else None):
+        if view.ending == ending:
+            words = f"{_UNTIL[ending].capitalize()} \u2026"
+        if widgets.button(words, px(120), px(BUTTON_HEIGHT), tip=tip):
+            ui.training.pause(view.folder, ending)
+    ui.mark("finetune.pause" if ending == "paused" else "finetune.stop")
+
+
+def _use_button(ui: Ui, view: RunView, button: Callable[..., bool]) -> None:
+    tip = "Load it and go to the Write tab."
+    if button("Use the model", px(160), px(BUTTON_HEIGHT), tip=tip):
+        _use(ui, view.folder)
+    ui.mark("finetune.use")
+
+
+def _resume_button(ui: Ui, view: RunView, button: Callable[..., bool]) -> None:
+    others = [folder for folder in ui.training.live if folder != view.folder]
     with widgets.disabled("Another fine-tune goes on." if others else None):
-        if widgets.primary_button(
-            "Resume", px(120), height, tip="Go on from the newest complete checkpoint."
-        ):
-            training.resume(view.folder)
+        tip = "Go on from the newest complete checkpoint."
+        if button("Resume", px(120), px(BUTTON_HEIGHT), tip=tip):
+            ui.training.resume(view.folder)
     ui.mark("finetune.resume")
 
 
