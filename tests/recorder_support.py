@@ -76,17 +76,21 @@ def history_recorder(
 
 
 class Failing:
-    """Makes a store's method fail while `error` is set, and counts the calls."""
+    """Makes a store's method fail while `error` is set; `times` are those of its calls."""
 
     def __init__(self, store: HistoryStore, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.error: Exception | None = None
-        self.calls = 0
+        self.times: list[float] = []  # by time.monotonic
         works = getattr(store, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
+            self.times.append(time.monotonic())
             if self.error is not None:
                 raise self.error
             return works(*args, **kwargs)
 
         monkeypatch.setattr(store, name, call)
+
+    @property
+    def calls(self) -> int:
+        return len(self.times)

@@ -113,7 +113,7 @@ def cancel_at(hub: FakeHub, entry: ModelEntry, offset: int) -> float:
 
 
 def test_cancelled_download_goes_on_where_it_stopped(hub: FakeHub, entry: ModelEntry) -> None:
-    assert cancel_at(hub, entry, 300_000) < 2.0
+    assert cancel_at(hub, entry, 300_000) < 8.0  # a read that is left to itself ends after 10
     assert not catalog.is_downloaded(entry)
     assert catalog.disk_bytes(entry) == SMALL + 300_000
     hub.hang_after.clear()
@@ -141,7 +141,7 @@ def test_cancel_while_the_hub_is_silent(hub: FakeHub, entry: ModelEntry, method:
 
     def cancel() -> None:
         while len(hub.requests) < waiting:
-            hub.arrived.wait(10)
+            hub.arrived.wait(60)
             hub.arrived.clear()
         cancelled.set()
 

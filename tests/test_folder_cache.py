@@ -69,9 +69,13 @@ def test_those_not_used_for_longest_go_first(tmp_path: Path) -> None:
 
 
 def test_waiting_hands_on_what_the_call_returns_or_raises() -> None:
-    ticks: list[int] = []
-    assert wait_for(lambda: time.sleep(0.05) or 7, lambda: ticks.append(1), every_s=0.01) == 7
-    assert len(ticks) > 2
+    ticks = threading.Semaphore(0)
+
+    def call() -> int:
+        assert all(ticks.acquire(timeout=30) for _ in range(3))
+        return 7
+
+    assert wait_for(call, ticks.release, every_s=0.01) == 7
     with pytest.raises(ZeroDivisionError):
         wait_for(lambda: 1 // 0, lambda: None)
 

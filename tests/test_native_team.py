@@ -24,7 +24,7 @@ def test_all_threads_run_a_task(team: object) -> None:
     for start in (False, True):
         seen: list[int] = []
         if start:
-            assert team.start(seen.append).wait(10)
+            assert team.start(seen.append).wait(60)
         else:
             team.run(seen.append)
         assert sorted(seen) == [0, 1, 2]
@@ -86,7 +86,7 @@ def test_close_ends_the_threads() -> None:
     team = Team(2)
     assert len(set(threading.enumerate()) - before) == 2
     team.close()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_the_barrier_holds_everybody_back() -> None:
@@ -130,10 +130,10 @@ def test_ctrl_c_waits_for_the_threads(team: object) -> None:
 
     def task(number: int) -> None:
         begun.set()
-        go.wait(10)
+        go.wait(60)
 
     call = team.start(task)
-    assert begun.wait(10)
+    assert begun.wait(60)
     left = 2
 
     class Interrupted(threading.Event):

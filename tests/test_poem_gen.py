@@ -246,7 +246,7 @@ def test_run_as_a_program_it_logs_time_name_level_and_message(tmp_path: Path) ->
     done = subprocess.run(
         [
             *(sys.executable, str(ROOT / "testing" / "poem_gen.py"), "--quick", "--threads", "1"),
-            *("--requests", "2", "--out", str(tmp_path)),
+            *("--requests", "2", "--seed", "7", "--out", str(tmp_path)),
         ],
         cwd=tmp_path,
         capture_output=True,

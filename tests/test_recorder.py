@@ -209,13 +209,12 @@ def test_what_cannot_be_written_is_kept_and_written_once_it_can(
     for index in range(3):
         recorder.observe(token(1, index, f" {index}"))
     assert recorder.flush() is (step == "finish")
+    assert (recorder.problem is None) is (step == "finish")
     for index in range(3, 6):
         recorder.observe(token(1, index, f" {index}"))
     recorder.observe(finished(1, " 0 1 2 3 4 5", 6))
     recorder.observe(started(2, "The sun 0 1 2 3 4 5", parent=recorder.node_of(1)))
-    if step == "append_text":  # not needed any more once the whole text is known
-        assert recorder.problem is not None
-    else:
+    if step != "append_text":  # which is not needed any more once the whole text is known
         assert not recorder.flush()
         assert recorder.problem == "the disk is full; free some space"
         calls = disk.calls
@@ -234,12 +233,13 @@ def test_what_cannot_be_written_is_kept_and_written_once_it_can(
 def test_tries_become_rarer(
     store: HistoryStore, recorder: HistoryRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder_module, "_LONGEST_RETRY_S", 3600.0)
     disk = Failing(store, "attach_prompt", monkeypatch)
     disk.error = HistoryError("locked")
     recorder.observe(started(1, "The sun"))
-    eventually(lambda: recorder._retry_s >= 0.16)
-    assert disk.calls <= 5
+    eventually(lambda: disk.calls >= 5)
+    pauses = [later - earlier for earlier, later in pairwise(disk.times[:5])]
+    for pause, least in zip(pauses, (0.01, 0.02, 0.04, 0.08), strict=True):
+        assert pause >= least  # more where the machine is busy
 
 
 def test_a_locked_database_stalls_nobody_and_loses_nothing(
@@ -327,11 +327,14 @@ for index in range(100_000):
     )
     assert process.stdout is not None
     said = []  # (index, when): the clock is the machine's, so it is ours too
+    stall = 0.0
     try:
         for line in process.stdout:
             index, when = line.split()
             said.append((int(index), float(when)))
-            if said[-1][1] - said[0][1] > 1.5:
+            if len(said) > 1:
+                stall = max(stall, said[-1][1] - said[-2][1])
+            if said[-1][1] - said[0][1] > 1.0 + 4 * stall:
                 break
         process.kill()
         killed = time.monotonic()

@@ -208,7 +208,7 @@ def test_a_server_in_a_thread_leaves_nothing_behind() -> None:
                     port = int(str(runner.address).rpartition(":")[2])
                     ServerRunner(worker, ServerSettings(port=port)).start()
             assert not runner.running and runner.address is None
-        assert set(threading.enumerate()) == before
+        assert set(threading.enumerate()) <= before  # one of another test may end meanwhile
         assert len(os.listdir("/proc/self/fd")) <= files + 2
     finally:
         worker.close()

@@ -48,7 +48,7 @@ def worker(seen: list[Event]) -> Iterator[Worker]:
     worker = Worker(observers=[seen.append])
     worker.start()
     yield worker
-    worker.close()
+    worker.close(60)
     assert not worker._thread.is_alive()
 
 
@@ -82,7 +82,7 @@ def test_load_then_generate(worker: Worker, tiny_model_dir: Path) -> None:
 
 
 def test_without_a_model_it_says_so(worker: Worker) -> None:
-    end = worker.generate("a", GREEDY).result(10)
+    end = worker.generate("a", GREEDY).result(60)
     assert isinstance(end, Failed)
     assert "no model is loaded" in end.message
     assert worker.count_tokens("a") is None
@@ -99,7 +99,7 @@ def test_cancel_keeps_the_text_and_takes_effect_within_a_token(worker: Worker, h
             break
     job.cancel()
     gate.release(1)  # the pass that may be under way
-    end = job.result(10)
+    end = job.result(60)
     assert isinstance(end, Finished)
     assert end.reason == "cancelled"
     assert 3 <= len(end.token_ids) <= 4
@@ -114,8 +114,8 @@ def test_a_queued_job_that_is_cancelled_never_runs(worker: Worker, hold: Hold) -
     second = worker.generate("b", GREEDY)
     second.cancel()
     gate.release(100)
-    assert isinstance(first.result(10), Finished)
-    assert isinstance(second.result(10), Cancelled)
+    assert isinstance(first.result(60), Finished)
+    assert isinstance(second.result(60), Cancelled)
     assert backend.run_tokens == 1 + 7
 
 
@@ -137,7 +137,7 @@ def test_a_failed_load_leaves_the_model_in_place(
     worker: Worker, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     load(worker, tiny_model_dir)
-    before = worker.generate("The sun", GREEDY).result(30)
+    before = worker.generate("The sun", GREEDY).result(60)
     bad = tmp_path / "bad"
     shutil.copytree(tiny_model_dir, bad)
     path = bad / "model.safetensors"
@@ -146,7 +146,7 @@ def test_a_failed_load_leaves_the_model_in_place(
         end = load(worker, folder)
         assert isinstance(end, Failed)
         assert folder.name in end.message
-    after = worker.generate("The sun", GREEDY).result(30)
+    after = worker.generate("The sun", GREEDY).result(60)
     assert isinstance(before, Finished) and isinstance(after, Finished)
     assert after.token_ids == before.token_ids
 
@@ -162,7 +162,7 @@ def test_memory_that_runs_out_while_loading_leaves_the_model_in_place(
     end = load(worker, tiny_model_dir)
     assert isinstance(end, Failed)
     assert "out of memory" in end.message
-    assert isinstance(worker.generate("a", GREEDY).result(10), Finished)
+    assert isinstance(worker.generate("a", GREEDY).result(60), Finished)
 
 
 def test_too_little_memory_beside_the_loaded_model_names_a_way_out(
@@ -189,8 +189,8 @@ def test_a_load_can_be_cancelled(worker: Worker, hold: Hold, tiny_model_dir: Pat
     job = worker.load(LoadConfig(model=str(tiny_model_dir)))
     job.cancel()
     gate.release(100)
-    assert isinstance(job.result(10), Cancelled)
-    assert isinstance(running.result(10), Finished)
+    assert isinstance(job.result(60), Cancelled)
+    assert isinstance(running.result(60), Finished)
     assert worker.model is not None and worker.model.name == "before"
 
 
@@ -207,7 +207,7 @@ def test_a_swap_waits_for_the_running_text_and_never_mixes(
     for job in loads:
         assert isinstance(job.result(60), Loaded)
     assert old.shut_down
-    first, second = running.result(10), after.result(30)
+    first, second = running.result(60), after.result(60)
     assert isinstance(first, Finished) and isinstance(second, Finished)
     models = {e.job_id: e.model.name for e in seen if isinstance(e, Started)}
     assert models[running.id] == "old"
@@ -225,11 +225,11 @@ def test_damaged_weights_fail_the_text_and_the_worker_lives(
             return np.full_like(super().extend(*args, **kw), np.nan)
 
     hold(Broken())
-    end = worker.generate("a", GREEDY).result(10)
+    end = worker.generate("a", GREEDY).result(60)
     assert isinstance(end, Failed)
     assert "no usable probabilities" in end.message
     assert isinstance(load(worker, tiny_model_dir), Loaded)
-    assert isinstance(worker.generate("a", GREEDY).result(30), Finished)
+    assert isinstance(worker.generate("a", GREEDY).result(60), Finished)
 
 
 def test_weights_with_nan_are_refused_and_the_next_model_works(
@@ -256,12 +256,12 @@ def test_a_pass_that_raises_fails_its_jobs_and_closes_their_slots(
     hold(backend)
     jobs = [worker.generate("a", GREEDY) for _ in range(3)]
     for job in jobs:
-        end = job.result(10)
+        end = job.result(60)
         assert isinstance(end, Failed)
         assert ("out of memory" in end.message) == isinstance(error, MemoryError)
     assert not backend.held
     backend.before_pass = lambda: None
-    assert isinstance(worker.generate("a", GREEDY).result(10), Finished)
+    assert isinstance(worker.generate("a", GREEDY).result(60), Finished)
 
 
 def boom() -> None:
@@ -270,7 +270,7 @@ def boom() -> None:
 
 def test_an_unexpected_error_is_one_line(worker: Worker, hold: Hold) -> None:
     hold(ScriptedBackend(before_pass=boom))
-    end = worker.generate("a", GREEDY).result(10)
+    end = worker.generate("a", GREEDY).result(60)
     assert isinstance(end, Failed)
     assert "boom second line" in end.message
     assert "\n" in end.detail
@@ -279,7 +279,7 @@ def test_an_unexpected_error_is_one_line(worker: Worker, hold: Hold) -> None:
 def test_a_prompt_beyond_the_models_vocabulary_is_refused(worker: Worker, hold: Hold) -> None:
     small = ScriptedBackend(info=replace(model_info(), vocab_size=70))
     hold(small)
-    end = worker.generate("zz", GREEDY).result(10)
+    end = worker.generate("zz", GREEDY).result(60)
     assert isinstance(end, Failed)
     assert "does not fit its weights" in end.message
     assert small.passes == 0
@@ -304,9 +304,9 @@ def test_caches_that_cannot_be_closed_leave_nobody_waiting(worker: Worker, hold:
     backend = Stuck(before_pass=boom)
     hold(backend)
     for job in [worker.generate("a", GREEDY) for _ in range(3)]:
-        assert isinstance(job.result(10), Failed)
+        assert isinstance(job.result(60), Failed)
     backend.before_pass = lambda: None
-    assert isinstance(worker.generate("a", GREEDY).result(10), Finished)
+    assert isinstance(worker.generate("a", GREEDY).result(60), Finished)
 
 
 def test_a_reader_that_cannot_be_woken_harms_nobody(tiny_model_dir: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_reader_that_cannot_be_woken_harms_nobody(tiny_model_dir: Path) -> Non
     worker.start()
     try:
         for job in [worker.generate("a", GREEDY) for _ in range(3)]:
-            assert isinstance(job.result(10), Finished)
+            assert isinstance(job.result(60), Finished)
     finally:
         worker.close()
 
@@ -348,12 +348,12 @@ def test_the_bandwidth_is_measured_on_the_workers_thread(
     backend = reading(5000)
     hold(backend)
     job = worker.measure_bandwidth()
-    assert job.result(10) == Bandwidth(job.id, backend.info, 7e9)
+    assert job.result(60) == Bandwidth(job.id, backend.info, 7e9)
     assert roofline.asked == [(5000, 3, "worker")]
     assert list(job) == [Bandwidth(job.id, backend.info, 7e9)]
     hold(reading(10**10))
     monkeypatch.setattr("engine.memory.available_bytes", lambda: 10**12)
-    worker.measure_bandwidth().result(10)
+    worker.measure_bandwidth().result(60)
     assert roofline.asked[-1][0] == 10**9  # more would only keep the next text waiting
 
 
@@ -375,9 +375,9 @@ def test_a_measurement_gives_way_to_texts_and_loads(
     load_job = worker.load(LoadConfig(model=str(tiny_model_dir), threads=1))
     before_a_load = worker.measure_bandwidth()
     gate.release(100)
-    assert isinstance(beside.result(10), Cancelled)
-    assert isinstance(before_a_load.result(10), Cancelled)
-    assert isinstance(running.result(10), Finished)
+    assert isinstance(beside.result(60), Cancelled)
+    assert isinstance(before_a_load.result(60), Cancelled)
+    assert isinstance(running.result(60), Finished)
     assert isinstance(load_job.result(60), Loaded)
     assert roofline.asked == []
 
@@ -397,11 +397,11 @@ def test_a_measurement_that_cannot_be_made_is_one_message_and_the_worker_lives(
         hold(reading(0 if case == "nothing read" else 5000))
     if case == "little memory":
         monkeypatch.setattr("engine.memory.available_bytes", lambda: 9990)
-    end = worker.measure_bandwidth().result(10)
+    end = worker.measure_bandwidth().result(60)
     assert isinstance(end, Failed) and said in end.message
     assert len(roofline.asked) == (case == "broken")
     hold(ScriptedBackend())
-    assert isinstance(worker.generate("a", GREEDY).result(10), Finished)
+    assert isinstance(worker.generate("a", GREEDY).result(60), Finished)
 
 
 def test_closing_a_worker_that_never_ran_answers_too() -> None:
@@ -409,15 +409,15 @@ def test_closing_a_worker_that_never_ran_answers_too() -> None:
     job = worker.generate("a", GREEDY)
     measuring = worker.measure_bandwidth()
     worker.close()
-    assert isinstance(job.result(10), Cancelled)
-    assert isinstance(measuring.result(10), Cancelled)
-    assert isinstance(worker.download("gpt2").result(10), Cancelled)
+    assert isinstance(job.result(60), Cancelled)
+    assert isinstance(measuring.result(60), Cancelled)
+    assert isinstance(worker.download("gpt2").result(60), Cancelled)
 
 
 def test_a_bad_prompt_is_one_message(worker: Worker, hold: Hold) -> None:
     hold(ScriptedBackend())
     for prompt in ("", "\0", "\ud800"):
-        end = worker.generate(prompt, GREEDY).result(10)
+        end = worker.generate(prompt, GREEDY).result(60)
         assert isinstance(end, Failed)
         assert end.kind == "PromptError"
         assert not end.detail
@@ -452,11 +452,11 @@ def test_closing_answers_everybody(tiny_model_dir: Path) -> None:
     while not worker._closing.is_set():
         pass
     gate.release(5)
-    closer.join(10)
-    end = running.result(10)
+    closer.join(60)
+    end = running.result(60)
     assert isinstance(end, Finished) and end.reason == "cancelled" and end.token_ids
-    assert isinstance(queued.result(10), Cancelled)
-    assert isinstance(worker.generate("c", GREEDY).result(10), Cancelled)
+    assert isinstance(queued.result(60), Cancelled)
+    assert isinstance(worker.generate("c", GREEDY).result(60), Cancelled)
     assert backend.shut_down
     assert worker.model is None
 

@@ -9,7 +9,9 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import glfw
@@ -163,28 +165,52 @@ def test_when_every_frame_fails_the_window_says_so_itself(window: Window, tmp_pa
 
 
 def test_idle_it_draws_nothing(window: Window) -> None:
+    drawn, quiet = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        for _ in range(100):  # frames, before it has come to rest
+            if not drawn.wait(0.6):
+                quiet.set()
+                break
+            drawn.clear()
+        window.request_close_from_any_thread()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    window.run(panel(drawn.set))
+    thread.join()
+    assert quiet.is_set()
+
+
+def busy_pause(window: Window) -> float:
+    """Seconds between two frames, as a rule, while busy at 10 frames a second.
+
+    The first ones, with which the window appears, come sooner, and any later on a busy machine.
+    """
     frames: list[float] = []
-    threading.Timer(1.0, window.request_close_from_any_thread).start()
-    window.run(panel(lambda: frames.append(time.monotonic())))
-    early = [t for t in frames if t - frames[0] > 0.5]
-    assert len(early) <= 1
+
+    def draw() -> None:
+        frames.append(time.monotonic())
+        if len(frames) == 14:
+            window.request_close()
+
+    window.run(panel(draw), lambda: True, busy_fps=10)
+    return median(later - earlier for earlier, later in pairwise(frames))
 
 
 def test_busy_it_keeps_to_the_rate(window: Window) -> None:
-    frames: list[float] = []
-    threading.Timer(1.5, window.request_close_from_any_thread).start()
-    started = time.monotonic()
-    window.run(panel(lambda: frames.append(time.monotonic())), lambda: True, busy_fps=10)
-    late = [t for t in frames if t - started > 0.5]
-    assert 4 <= len(late) <= 13
+    assert 0.08 < busy_pause(window) < 2.0
 
 
-def test_the_worker_wakes_it_from_another_thread(window: Window) -> None:
+def test_the_worker_wakes_it_from_another_thread(
+    window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "IDLE_WAIT_S", 100.0)
     seen: list[float] = []
     sent: list[float] = []
 
     def worker() -> None:
-        time.sleep(0.6)
+        time.sleep(0.3)
         sent.append(time.monotonic())
         window.wake()
 
@@ -197,11 +223,10 @@ def test_the_worker_wakes_it_from_another_thread(window: Window) -> None:
     thread.start()
     window.run(panel(draw))
     thread.join()
-    assert seen[0] - sent[0] < 1.0
+    assert seen[0] - sent[0] < 50.0
 
 
 def test_waking_many_times_a_second_does_not_speed_it_up(window: Window) -> None:
-    frames: list[float] = []
     stop = threading.Event()
 
     def worker() -> None:
@@ -210,12 +235,11 @@ def test_waking_many_times_a_second_does_not_speed_it_up(window: Window) -> None
 
     thread = threading.Thread(target=worker)
     thread.start()
-    threading.Timer(1.5, window.request_close_from_any_thread).start()
-    started = time.monotonic()
-    window.run(panel(lambda: frames.append(time.monotonic())), lambda: True, busy_fps=10)
-    stop.set()
-    thread.join()
-    assert len([t for t in frames if t - started > 0.5]) <= 13
+    try:
+        assert busy_pause(window) > 0.08
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_wake_after_close_is_harmless(xvfb: str) -> None:
