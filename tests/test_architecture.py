@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,13 @@ SOURCES = {
 }
 
 
-def imported_modules(module: str, *, at_top_level: bool = False) -> Iterator[str]:
+@cache
+def imported_modules(module: str, *, at_top_level: bool = False) -> list[str]:
     """Dotted names that `module` imports: all, or those that run when it is imported."""
+    return list(_imported(module, at_top_level))
+
+
+def _imported(module: str, at_top_level: bool) -> Iterator[str]:
     path = SOURCES[module]
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]

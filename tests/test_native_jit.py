@@ -5,76 +5,94 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.native_support import ROOT
 
-# A small function of its own, compiled as decode.run is.
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+# A small function of its own, compiled as decode.run is, each time in a process of its own; these
+# share Numba's import and start, which take longer than all they do.
 SCRIPT = """
-import sys
+import os, sys
+import numba
 from numba import types
 from engine.native import jit
 sys.path.insert(0, sys.argv[1])
-from small import f
-jit.compile_for(f, (types.intp,))
-print(f(20), sum(f.stats.cache_hits.values()))
+numba.njit((types.intp,))(lambda n: n)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        from small import f
+        jit.compile_for(f, (getattr(types, line.strip()),))
+        print(f(20), sum(f.stats.cache_hits.values()), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print("failed", flush=True)
 """
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def started(folder: Path) -> Iterator[Run]:
+    (folder / "small.py").write_text(
+        "from engine.native.jit import njit\n@njit\ndef f(n):\n    return 2 * n + 2\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)],
+        env=dict(os.environ, NUMBA_CACHE_DIR=str(folder / "kept"), PYTHONPATH=str(ROOT)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+
+    def run(argument: str = "intp") -> str:
+        print(argument, file=process.stdin, flush=True)
+        return process.stdout.readline().strip()
+
+    yield run
+    process.communicate()
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> object:
-    (tmp_path / "small.py").write_text(
-        "from engine.native.jit import njit\n@njit\ndef f(n):\n    return 2 * n + 2\n"
-    )
-    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path / "kept"), PYTHONPATH=str(ROOT))
-
-    def start() -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(tmp_path)],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    return start
+def run(started: Run, folder: Path) -> Run:
+    """What the function gives, and whether it was found on disk; nothing is there at first."""
+    for path in (folder / "kept").rglob("*.nb?"):
+        path.unlink()
+    return started
 
 
-def kept(tmp_path: Path, ending: str) -> list[Path]:
-    found = list((tmp_path / "kept").rglob(f"*{ending}"))
+def kept(folder: Path, ending: str) -> list[Path]:
+    found = list((folder / "kept").rglob(f"*{ending}"))
     assert found
     return found
 
 
 @pytest.mark.parametrize("ending", [".nbi", ".nbc"])
 @pytest.mark.parametrize("damage", [b"", b"not what Numba wrote"])
-def test_a_damaged_file_is_made_anew(
-    run: object, tmp_path: Path, ending: str, damage: bytes
-) -> None:
-    assert callable(run)
+def test_a_damaged_file_is_made_anew(run: Run, folder: Path, ending: str, damage: bytes) -> None:
     assert run() == "42 0"
     assert run() == "42 1"
-    for path in kept(tmp_path, ending):
+    for path in kept(folder, ending):
         path.write_bytes(damage)
     assert run().startswith("42 ")
     assert run() == "42 1"
 
 
-def test_code_of_other_types_is_not_taken_for_what_was_asked(tmp_path: Path, run: object) -> None:
+def test_code_of_other_types_is_not_taken_for_what_was_asked(run: Run, folder: Path) -> None:
     """As two programs leave it that compile at once without taking turns."""
-    assert callable(run)
-    run()
-    (code,) = kept(tmp_path, ".nbc")
-    other = subprocess.run(
-        [sys.executable, "-c", SCRIPT.replace("types.intp,", "types.float64,"), str(tmp_path)],
-        env=dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path / "kept"), PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-    )
-    assert other.returncode == 0, other.stderr
-    (foreign,) = [path for path in kept(tmp_path, ".nbc") if path != code]
+    assert run() == "42 0"
+    (code,) = kept(folder, ".nbc")
+    assert run("float64").startswith("42")
+    (foreign,) = [path for path in kept(folder, ".nbc") if path != code]
     code.write_bytes(foreign.read_bytes())
     assert run().startswith("42 ")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
-from tests.native_support import ROOT
+import pytest
+
+import tests.native_support  # noqa: F401 - shares compiled code
 
 
-def test_every_setting_is_measured() -> None:
-    command = [sys.executable, str(ROOT / "testing" / "record_cost.py"), "--model", "verse"]
-    command += ["--precision", "fp32", "--runs", "1", "--new-tokens", "8", "--threads", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout.splitlines()[-1])
-    assert len(record["costs"]) == 5 and record["logprobs"] == 10
-    assert len(done.stdout.splitlines()) == 6
+def test_every_setting_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from testing import record_cost
+
+    command = ["record_cost.py", "--model", "verse", "--precision", "fp32"]
+    command += ["--runs", "1", "--new-tokens", "8", "--threads", "1"]
+    monkeypatch.setattr("sys.argv", command)
+    assert record_cost.main() == 0
+    *told, record = capsys.readouterr().out.splitlines()
+    found = json.loads(record)
+    assert len(found["costs"]) == len(told) == 5 and found["logprobs"] == 10
