@@ -199,7 +199,7 @@ def ours(
         worker._held = Held(lent, subject.tokenizer, SlotPool(lent, max_idle=0))
         jobs = worker.generate_many(prompt, config)
         worker.start()
-        ends = [job.result(30) for job in jobs]
+        ends = [job.result(60) for job in jobs]
         worker.close()
     assert all(isinstance(end, Finished) for end in ends), ends
     return [end.token_ids for end in ends]

@@ -9,7 +9,7 @@ from app.window.background import Background
 
 def settle(background: Background, woken: threading.Event) -> None:
     while background.busy:
-        assert woken.wait(5)
+        assert woken.wait(60)
         woken.clear()
         background.poll()
 
@@ -31,7 +31,7 @@ def test_a_later_call_replaces_one_that_still_waits() -> None:
     woken, gate = threading.Event(), threading.Event()
     background = Background(woken.set)
     got: list[int] = []
-    background.submit("hold", lambda: gate.wait(5))
+    background.submit("hold", lambda: gate.wait(60))
     background.submit("count", lambda: 1, got.append)
     background.submit("count", lambda: 2, got.append)
     gate.set()

@@ -113,7 +113,7 @@ def test_over_slots_equals_the_pure_search(
 
 
 def collect(jobs: list[Job]) -> list[Finished]:
-    ends = [job.result(30) for job in jobs]
+    ends = [job.result(60) for job in jobs]
     assert all(isinstance(end, Finished) for end in ends), ends
     return [end for end in ends if isinstance(end, Finished)]
 
@@ -271,7 +271,7 @@ def test_a_failure_gives_every_slot_back(
     assert slots(backend) == 0
     with working(Failing(backend, what, at), tokenizer) as worker:
         jobs = worker.generate_many(PROMPT, BEAM.replace(num_return_sequences=2))
-        assert all(isinstance(job.result(30), Failed) for job in jobs)
+        assert all(isinstance(job.result(60), Failed) for job in jobs)
         assert collect([worker.generate(PROMPT, BEAM)])
     assert slots(backend) == 0
 
@@ -309,7 +309,7 @@ def test_unusable_logits_fail_one_search_and_not_its_neighbours(
         sound = worker.generate_many(PROMPT, config)
         damaged = worker.generate_many("A word", config)
         for job in damaged:
-            end = job.result(30)
+            end = job.result(60)
             assert isinstance(end, Failed) and "no usable probabilities" in end.message
         collect(sound)
     assert slots(inner) == 0
@@ -433,5 +433,5 @@ def test_a_second_search_starts_from_the_prompt_that_is_read(
 def test_more_texts_than_beams_are_refused(native: Any, tokenizer: Tokenizer) -> None:
     with working(native, tokenizer) as worker:
         for job in worker.generate_many(PROMPT, BEAM.replace(num_return_sequences=5)):
-            end = job.result(30)
+            end = job.result(60)
             assert isinstance(end, Failed) and "num_beams" in end.message

@@ -170,7 +170,7 @@ def test_the_worker_takes_in_new_texts_while_a_run_is_under_way(
             break
     second = worker.generate("b", CONFIG.replace(max_new_tokens=10, seed=4))
     gate.release(1000)
-    ends = [first.result(10), second.result(10)]
+    ends = [first.result(60), second.result(60)]
     alone = [
         list(generate(ScriptedBackend(), tokenizer, prompt, config))[-1]
         for prompt, config in (
@@ -206,7 +206,7 @@ def test_a_text_that_needs_single_steps_leaves_the_others_on_the_fast_path(
     jobs = [worker.generate(*one) for one in asked]
     gate.release(10_000)
     for job, (prompt, config) in zip(jobs, asked, strict=True):
-        end = job.result(10)
+        end = job.result(60)
         alone = list(generate(ScriptedBackend(), tokenizer, prompt, config))[-1]
         assert plain([end]) == plain([alone])
     assert stepped == {False}
@@ -230,10 +230,10 @@ def test_the_worker_cancels_within_a_run(worker: Worker, hold: Hold) -> None:
             break
     jobs[0].cancel()
     gate.release(100_000)
-    end = jobs[0].result(10)
+    end = jobs[0].result(60)
     assert isinstance(end, Finished) and end.reason == "cancelled"
     assert 3 <= len(end.token_ids) < 1500
-    other = jobs[1].result(20)
+    other = jobs[1].result(60)
     assert isinstance(other, Finished) and len(other.token_ids) == 2000
 
 
@@ -248,10 +248,10 @@ def test_a_failing_run_fails_its_jobs_and_the_worker_lives(worker: Worker, hold:
 
     backend = FastScriptedBackend(before_pass=fail)
     hold(backend)
-    end = worker.generate("a", CONFIG).result(10)
+    end = worker.generate("a", CONFIG).result(60)
     assert isinstance(end, Failed)
     assert not backend.held
-    assert isinstance(worker.generate("a", CONFIG).result(10), Finished)
+    assert isinstance(worker.generate("a", CONFIG).result(60), Finished)
 
 
 def test_started_comes_before_tokens(worker: Worker, hold: Hold) -> None:

@@ -201,7 +201,7 @@ def test_waiting_for_its_turn_takes_none_of_a_texts_time(tokenizer: Tokenizer, m
         for module in ("generation", "beam_generation"):
             patch.setattr(f"engine.{module}.time", SimpleNamespace(perf_counter=lambda: later))
         worker.start()
-        end = job.result(10)
+        end = job.result(60)
     worker.close()
     assert isinstance(end, Finished) and end.reason == "length"
 
@@ -227,7 +227,7 @@ def test_several_texts_are_those_of_their_numbers_alone(
     texts = [tokens(list(job)) for job in worker.generate_many("a b c d", config)]
     assert len({tuple(t) for t in texts}) == 5
     assert texts == alone
-    assert worker.generate("a b c d", CONFIG, sequence=3).result(10).token_ids == tuple(texts[3])
+    assert worker.generate("a b c d", CONFIG, sequence=3).result(60).token_ids == tuple(texts[3])
 
 
 def test_several_texts_read_the_prompt_once_and_share_a_seed(
@@ -250,12 +250,12 @@ def test_several_texts_read_the_prompt_once_and_share_a_seed(
 
 def test_one_of_several_texts_can_be_given_up(worker: Worker) -> None:
     config = CONFIG.replace(num_return_sequences=3, max_new_tokens=50)
-    whole = [job.result(20) for job in worker.generate_many("a b", config)]
+    whole = [job.result(60) for job in worker.generate_many("a b", config)]
     jobs = worker.generate_many("a b", config)
     jobs[1].cancel()
-    assert isinstance(jobs[1].result(20), (Finished, Cancelled))
+    assert isinstance(jobs[1].result(60), (Finished, Cancelled))
     for number in (0, 2):
-        assert jobs[number].result(20).token_ids == whole[number].token_ids
+        assert jobs[number].result(60).token_ids == whole[number].token_ids
 
 
 def test_a_cancelled_first_text_leaves_the_others_to_read_for_themselves(
@@ -268,8 +268,8 @@ def test_a_cancelled_first_text_leaves_the_others_to_read_for_themselves(
     jobs = worker.generate_many("z" * 30, config)
     jobs[0].cancel()
     worker.start()
-    assert isinstance(jobs[0].result(10), Cancelled)
-    assert all(isinstance(job.result(10), Finished) for job in jobs[1:])
+    assert isinstance(jobs[0].result(60), Cancelled)
+    assert all(isinstance(job.result(60), Finished) for job in jobs[1:])
     worker.close()
 
 

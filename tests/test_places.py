@@ -51,16 +51,16 @@ def test_exactly_the_excess_is_refused_in_the_thread_that_asks(start: Start) -> 
             assert "try again" in str(error)
     assert (len(jobs), refused) == (5, 10)
     gate.release(1000)
-    assert all(isinstance(job.result(10), Finished) for job in jobs)
+    assert all(isinstance(job.result(60), Finished) for job in jobs)
     occupancy = worker.occupancy
     assert (occupancy.active, occupancy.queued, occupancy.slots) == (0, 0, 0)
-    assert isinstance(worker.generate("a", GREEDY).result(10), Finished)
+    assert isinstance(worker.generate("a", GREEDY).result(60), Finished)
 
 
 def test_a_place_is_free_as_soon_as_the_end_is_told(start: Start) -> None:
     worker = start(FastScriptedBackend(), active=1, queue=0)
     for _ in range(30):
-        end = worker.generate("a", GREEDY).result(10)  # raises where the last one still counts
+        end = worker.generate("a", GREEDY).result(60)  # raises where the last one still counts
         assert isinstance(end, Finished)
 
 
@@ -79,7 +79,7 @@ def test_texts_of_one_request_come_in_together_or_not_at_all(start: Start) -> No
         worker.generate_all([("c", GREEDY), ("d", GREEDY)])
     ((last,),) = worker.generate_all([("c", GREEDY)])
     gate.release(1000)
-    ends = [job.result(10) for job in (first, *jobs, last)]
+    ends = [job.result(60) for job in (first, *jobs, last)]
     assert [type(end) for end in ends] == [Finished, Finished, Cancelled, Finished, Finished]
 
 
@@ -97,7 +97,7 @@ def test_one_that_is_given_up_in_the_queue_never_runs_and_leaves_at_once(start: 
     for job in queued:
         assert list(job) == [Cancelled(job.id)]
     for job in (running, *others):
-        assert isinstance(job.result(10), Finished)
+        assert isinstance(job.result(60), Finished)
     # "a", "b" and "c" are one token each; what a text shares with the one before is not run.
     assert backend.run_tokens <= 3 * 8
 
@@ -116,7 +116,7 @@ def test_the_occupancy_tells_who_writes_who_waits_and_the_caches(start: Start) -
     assert (occupancy.max_active, occupancy.max_queue) == (4, 9)
     gate.release(1000)
     for job in jobs:
-        assert isinstance(job.result(10), Finished)
+        assert isinstance(job.result(60), Finished)
     assert worker.occupancy.slots == 0
 
 
@@ -131,7 +131,7 @@ def test_texts_run_one_by_one_where_the_backend_cannot_keep_them_exact_together(
     backend.before_pass = lambda: together.append(worker.occupancy.active)
     jobs = worker.generate_many("a", SEVERAL) + [worker.generate("b", GREEDY) for _ in range(2)]
     for job in jobs:
-        assert isinstance(job.result(10), Finished)
+        assert isinstance(job.result(60), Finished)
     assert set(together) == {1}
     loaded = worker.load(LoadConfig(model=str(tiny_model_dir), backend="native", threads=1))
     assert isinstance(loaded.result(60), Loaded)
@@ -150,4 +150,4 @@ def test_a_text_overtakes_nobody_but_those_that_wait_for_their_prompt(start: Sta
     assert not any(job.drain() for job in several[1:])
     gate.release(1000)
     for job in (*several, other):
-        assert isinstance(job.result(10), Finished)
+        assert isinstance(job.result(60), Finished)

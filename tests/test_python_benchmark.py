@@ -65,7 +65,7 @@ def serving(answer: Callable[[dict[str, Any]], Reply], ready: int = 200) -> Iter
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(60)
 
 
 def free_port() -> int:

@@ -322,8 +322,8 @@ def test_the_worker_drafts_for_a_text_that_is_alone(
 ) -> None:
     worker = run_worker(Single(native), tokenizer)
     for config in (CONFIGS["reset"], CONFIGS["penalty"], CONFIGS["sampling"]):
-        plain = worker.generate("a b c", config).result(20)
-        drafted = worker.generate("a b c", config.replace(speculation="lookup")).result(20)
+        plain = worker.generate("a b c", config).result(60)
+        drafted = worker.generate("a b c", config.replace(speculation="lookup")).result(60)
         assert drafted.token_ids == plain.token_ids
     assert sum(s.accepted for s in willing.made) > 20
 
@@ -348,7 +348,7 @@ def test_a_second_text_joins_and_both_are_what_they_are_alone(
         for args in (("a", config), ("b b", config.replace(max_new_tokens=10)))
     ]
     for job, expected in zip((first, second), alone, strict=True):
-        end = job.result(20)
+        end = job.result(60)
         assert isinstance(end, Finished) and end.token_ids == expected[-1].token_ids
     assert willing.made[0].accepted > 100
 
@@ -368,7 +368,7 @@ def test_the_worker_cancels_a_text_with_drafts(
             break
     job.cancel()
     gate.release(100_000)
-    end = job.result(20)
+    end = job.result(60)
     assert isinstance(end, Finished) and end.reason == "cancelled"
     assert len(end.token_ids) < 30 * (LONGEST + 1)
 

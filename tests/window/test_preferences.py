@@ -65,7 +65,7 @@ def test_a_disk_that_refuses_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_pa
     preferences.change(theme="light")
     now[0] = 1.0
     preferences.tick()
-    assert woken.wait(10)
+    assert woken.wait(60)
     background.poll()
     assert reported == ["saving the settings"]
     background.close()

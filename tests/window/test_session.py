@@ -50,7 +50,7 @@ class Bench:
     def settle(self) -> None:
         self.session.tick()
         while self.background.busy:
-            assert self.woken.wait(10)
+            assert self.woken.wait(60)
             self.woken.clear()
             self.session.tick()
 
@@ -244,7 +244,7 @@ def test_unexpected_errors_are_shown_with_their_detail(bench: Bench) -> None:
 
 def wait_for(bench: Bench, condition: Callable[[], bool]) -> None:
     while not condition():
-        assert bench.woken.wait(10)
+        assert bench.woken.wait(60)
         bench.woken.clear()
         bench.background.poll()
 
