@@ -183,6 +183,28 @@ class GenerationConfig(Options):
         step=0.05,
         section="Repetition and words",
     )
+    frequency_penalty: float = option(
+        0.0,
+        "Frequency penalty",
+        "Subtracted from a token's logit for each time that it stands in the new text, not in the "
+        "prompt, as OpenAI defines it; below 0 makes repetition likely, 0 switches it off.",
+        minimum=-2.0,
+        maximum=2.0,
+        typical="0.1 to 1",
+        step=0.1,
+        section="Repetition and words",
+    )
+    presence_penalty: float = option(
+        0.0,
+        "Presence penalty",
+        "Subtracted once from the logits of all tokens of the new text, not of the prompt, as "
+        "OpenAI defines it; below 0 makes repetition likely, 0 switches it off.",
+        minimum=-2.0,
+        maximum=2.0,
+        typical="0.1 to 1",
+        step=0.1,
+        section="Repetition and words",
+    )
     no_repeat_ngram_size: int = option(
         0,
         "No repeated n-gram",

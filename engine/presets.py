@@ -38,6 +38,8 @@ STYLE = (
     "early_stopping",
     "length_penalty",
     "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
     "no_repeat_ngram_size",
 )
 

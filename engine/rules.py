@@ -1,5 +1,7 @@
 """The rules between a model's logits and the choice of a token, in transformers' order.
 
+OpenAI's two penalties, which transformers does not have, follow its own, as they do in vLLM.
+
 A rule is a pure function of the candidates and of the text so far (prompt and new tokens). One that
 removes tokens drops them from the candidates, where transformers gives them a logit of -infinity.
 Knows nothing of random numbers; `engine.word_rules` reads the options that name words.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +102,38 @@ def repetition_penalty(penalty: float) -> Apply:
         logits = c.logits.copy()
         there = logits[places]
         logits[places] = np.where(there < 0, there * penalty, there / penalty)
+        return Candidates(c.ids, logits)
+
+    return apply
+
+
+def frequency_penalty(penalty: float, prompt_length: int) -> Apply:
+    """Subtract `penalty` from a token's logit for each time that it stands in the new text.
+
+    OpenAI's: mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence, where c[j] is how
+    often token j was sampled before, so the prompt does not count ("Frequency and presence
+    penalties", https://platform.openai.com/docs/api-reference/parameter-details, 2023).
+    """
+    return _penalty_of_new(lambda counts: counts * penalty, prompt_length)
+
+
+def presence_penalty(penalty: float, prompt_length: int) -> Apply:
+    """Subtract `penalty` from the logits of tokens in the new text; see `frequency_penalty`."""
+    return _penalty_of_new(lambda counts: np.full(len(counts), penalty), prompt_length)
+
+
+def _penalty_of_new(
+    amounts: Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]], prompt_length: int
+) -> Apply:
+    """Subtract from the logits of the new text's tokens what `amounts` makes of their counts."""
+
+    def apply(c: Candidates, tokens: NDArray[np.int64]) -> Candidates:
+        counts = np.bincount(tokens[prompt_length:])
+        ids = np.flatnonzero(counts)
+        places = c.places(ids)
+        there = places >= 0
+        logits = c.logits.copy()
+        logits[places[there]] -= amounts(counts[ids[there]])
         return Candidates(c.ids, logits)
 
     return apply
@@ -210,6 +245,12 @@ def build_rules(
     if config.repetition_penalty != 1.0:
         penalty = repetition_penalty(config.repetition_penalty)
         rules.append(Rule("repetition_penalty", penalty, reads_tokens=True))
+    if config.frequency_penalty:
+        often = frequency_penalty(config.frequency_penalty, prompt_length)
+        rules.append(Rule("frequency_penalty", often, reads_tokens=True))
+    if config.presence_penalty:
+        once = presence_penalty(config.presence_penalty, prompt_length)
+        rules.append(Rule("presence_penalty", once, reads_tokens=True))
     if config.no_repeat_ngram_size:
         ngrams = no_repeat_ngram_size(config.no_repeat_ngram_size)
         rules.append(Rule("no_repeat_ngram_size", ngrams, reads_tokens=True))

@@ -88,6 +88,7 @@ def alone(
         {"num_beams": 6, "early_stopping": "true", "length_penalty": -1.0},
         {"early_stopping": "never", "length_penalty": 2.0, "no_repeat_ngram_size": 2},
         {"repetition_penalty": 1.5, "min_new_tokens": 5, "banned_words": (" the",)},
+        {"frequency_penalty": 1.2, "presence_penalty": -0.6},
     ],
     ids=str,
 )

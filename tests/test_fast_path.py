@@ -201,6 +201,7 @@ def test_a_text_that_needs_single_steps_leaves_the_others_on_the_fast_path(
         ("a", CONFIG.replace(max_new_tokens=20)),
         ("b", CONFIG.replace(max_new_tokens=20, repetition_penalty=1.4)),
         ("z" * 40, CONFIG.replace(max_new_tokens=10, seed=4)),
+        ("d", CONFIG.replace(max_new_tokens=20, presence_penalty=1.5, frequency_penalty=0.5)),
         ("c", CONFIG.replace(decoding="beam", num_beams=2)),
     ]
     jobs = [worker.generate(*one) for one in asked]

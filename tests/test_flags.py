@@ -117,7 +117,7 @@ def test_the_guide_explains_every_option_and_its_other_names() -> None:
         assert f"`{name}" in text
         for alias in option.aliases:
             assert f"`--{alias}`" in text
-    for rule, number in (("logit_bias", 1), ("min_new_tokens", 5), ("typical_p", 10)):
+    for rule, number in (("logit_bias", 1), ("min_new_tokens", 7), ("typical_p", 12)):
         assert f"{number}. `{rule}`" in text
 
 

@@ -364,6 +364,8 @@ def test_greedy_and_beam_have_only_the_rules_before_temperature() -> None:
         "min_p": 0.1,
         "typical_p": 0.5,
         "repetition_penalty": 1.2,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
         "no_repeat_ngram_size": 2,
         "banned_words": ["a"],
         "logit_bias": ["b=1"],
@@ -372,6 +374,8 @@ def test_greedy_and_beam_have_only_the_rules_before_temperature() -> None:
     early = [
         "logit_bias",
         "repetition_penalty",
+        "frequency_penalty",
+        "presence_penalty",
         "no_repeat_ngram_size",
         "banned_words",
         "min_new_tokens",

@@ -24,6 +24,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"decoding": "top_p", "top_p": 0.7, "temperature": 1.5},
     {**OPEN, "min_p": 0.1, "repetition_penalty": 1.5},
     {**OPEN, "typical_p": 0.8, "no_repeat_ngram_size": 2},
+    {**OPEN, "frequency_penalty": 0.5, "presence_penalty": -0.7},
     {**OPEN, "temperature": 2.0, "logit_bias": ["#3=1.5", "#0=-2"], "top_k": 6},
 ]
 TEXT = np.array([0, 2, 1, 0, 2], np.int64)

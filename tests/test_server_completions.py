@@ -203,6 +203,46 @@ def test_logit_bias_forces_and_bans_tokens(http: httpx.Client, tiny_model_dir: P
     assert "e" not in http.post("/v1/completions", json=body).json()["choices"][0]["text"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": 2.0},
+        {"presence_penalty": -2, "frequency_penalty": 0.5},
+    ],
+    ids=str,
+)
+def test_penalties_reach_the_engine(
+    official: openai.OpenAI, worker: Worker, name: str, penalties: dict[str, float], stream: bool
+) -> None:
+    expected = alone(worker, "The sea", decoding="greedy", **penalties).text
+    assert expected != alone(worker, "The sea", decoding="greedy").text
+    told = official.completions.create(
+        model=name, prompt="The sea", temperature=0, stream=stream, **penalties
+    )
+    pieces = told if stream else [told]
+    assert "".join(piece.choices[0].text for piece in pieces) == expected
+
+
+def test_no_penalty_is_none(http: httpx.Client, worker: Worker) -> None:
+    body = {"prompt": "The sea", "seed": 3, "presence_penalty": None, "frequency_penalty": 0}
+    told = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert told == alone(worker, "The sea", seed=3).text
+
+
+def test_a_suffix_is_refused_in_one_line(http: httpx.Client) -> None:
+    body = {"prompt": "The sea", "suffix": " is deep", "max_tokens": 1}
+    refused = http.post("/v1/completions", json=body)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert error["param"] == "suffix"
+    assert error["message"] == (
+        "suffix: GPT-2 cannot write a text between two others; leave it out"
+    )
+    assert http.post("/v1/completions", json={**body, "suffix": None}).status_code == 200
+
+
 @pytest.mark.parametrize(("prompt", "new"), [(47, 16), (48, 16), (49, 16), (63, 1), (64, 1)])
 def test_prompt_and_new_tokens_must_fit_into_the_context(
     http: httpx.Client, worker: Worker, prompt: int, new: int
@@ -224,7 +264,9 @@ def test_prompt_and_new_tokens_must_fit_into_the_context(
         {"n": 3, "best_of": 2},
         {"best_of": 3, "n": 1, "stream": True},
         {"suffix": "end"},
-        {"presence_penalty": 0.5},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": -2.1},
+        {"frequency_penalty": "1"},
         {"stream_options": {"include_usage": True}},
         {"max_tokens": 0},
         {"prompt": [300_000]},

@@ -53,6 +53,7 @@ def test_the_simplest_use(http: httpx.Client, worker: Worker) -> None:
         {"seed": 7, "temperature": 1.3, "top_k": 0, "top_p": 0.8},
         {"seed": 2**63 - 1, "repetition_penalty": 1.2, "stop": ["s", "the "]},
         {"decoding": "beam", "num_beams": 3, "early_stopping": True},
+        {"decoding": "greedy", "frequency_penalty": 0.5, "presence_penalty": 1},
         {"seed": 3, "context_policy": "slide", "window": 20, "max_new_tokens": 90},
     ],
     ids=lambda options: "-".join(options),

@@ -37,6 +37,7 @@ CONFIGS = {
     "short": GREEDY.replace(max_new_tokens=3),
     "recorded": SAMPLING.replace(logprobs=3, repetition_penalty=1.1),
     "penalty": GREEDY.replace(repetition_penalty=1.05),
+    "new text's penalties": SAMPLING.replace(frequency_penalty=0.2, presence_penalty=-0.4),
     "no n-gram": SAMPLING.replace(no_repeat_ngram_size=12),
     "reset": GREEDY.replace(**LONG),
     "reset 3": GREEDY.replace(**LONG, window=3),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, create_model
+from pydantic import Field, WithJsonSchema, create_model
 
 from app.server.logprobs import END_OF_TEXT
 from app.server.schemas import Strict, number, option_field
@@ -30,9 +30,12 @@ _OURS = {
     "stop",
     "logit_bias",
     "logprobs",
+    "presence_penalty",
+    "frequency_penalty",
 }
 
 _TOKEN_ID: Any = number(int, 0, 2**31 - 1)
+_NO_SUFFIX: Any = Annotated[Any, WithJsonSchema({"type": "null"})]  # the route says why
 
 
 class StreamOptions(Strict):
@@ -102,9 +105,13 @@ def completion_request(settings: ServerSettings) -> type[Strict]:
             biases | None,
             Field(None, description="Token ids, as strings, and what is added to their logits."),
         ),
-        "presence_penalty": bounded(float, -2, 2, 0.0, "Only 0; see repetition_penalty."),
-        "frequency_penalty": bounded(float, -2, 2, 0.0, "Only 0; see repetition_penalty."),
-        "suffix": (None, Field(None, description="GPT-2 writes no text between two others.")),
+        "presence_penalty": bounded(
+            float, -2, 2, 0.0, "Subtracted from the logits of all tokens of the new text."
+        ),
+        "frequency_penalty": bounded(
+            float, -2, 2, 0.0, "Subtracted for each time that a token stands in the new text."
+        ),
+        "suffix": (_NO_SUFFIX, Field(None, description="GPT-2 writes no text between two others.")),
         "stream": (bool | None, Field(False, description="Send server-sent events.")),
         "stream_options": (StreamOptions | None, Field(None)),
         "user": (str | None, Field(None, description="Taken and ignored.")),

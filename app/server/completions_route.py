@@ -147,9 +147,9 @@ def _check_unsupported(given: Any) -> None:
         raise ApiError(400, "best_of cannot be streamed; leave out one of them", param="best_of")
     if given.max_tokens == 0 and not given.echo:
         raise ApiError(400, "max_tokens can only be 0 with echo", param="max_tokens")
-    for name in ("presence_penalty", "frequency_penalty"):
-        if getattr(given, name):
-            raise ApiError(400, f"{name} can only be 0; use repetition_penalty", param=name)
+    if given.suffix is not None:
+        why = "GPT-2 cannot write a text between two others; leave it out"
+        raise ApiError(400, f"suffix: {why}", param="suffix")
     if given.stream_options is not None and not given.stream:
         raise ApiError(400, "stream_options need stream", param="stream_options")
 
@@ -178,6 +178,8 @@ def _config(given: Any) -> GenerationConfig:
         "top_p": 1.0 if given.top_p is None else given.top_p,
         "top_k": 0,
         "num_return_sequences": 1 if greedy else best_of,
+        "frequency_penalty": given.frequency_penalty or 0.0,
+        "presence_penalty": given.presence_penalty or 0.0,
         "stop": [stop] if isinstance(stop, str) else stop,
         "logit_bias": [f"#{token}={bias}" for token, bias in (given.logit_bias or {}).items()],
         "seed": None if given.seed is None else given.seed % (MAX_SEED + 1),
