@@ -108,6 +108,12 @@ class Worker:
         held = self._held
         return [held.tokenizer.token_bytes(token_id) for token_id in token_ids] if held else None
 
+    @property
+    def end_of_text(self) -> int | None:
+        """The loaded model's token that ends a text and begins one; None where there is none."""
+        held = self._held
+        return held.tokenizer.end_of_text if held else None
+
     def load(self, config: LoadConfig) -> Job:
         """Replace the model once running texts are done. Loading ..., then Loaded, Failed or
         Cancelled; in the last two cases the model before stays."""
@@ -133,16 +139,8 @@ class Worker:
         QueueFullError where too many wait already.
         """
         job = self._new_job()
-        request = TextRequest(
-            prompt,
-            config,
-            job.id,
-            parent,
-            time.perf_counter(),
-            sequence,
-            tuple(written),
-            tuple(written_records),
-        )
+        begun, tokens, records = time.perf_counter(), tuple(written), tuple(written_records)
+        request = TextRequest(prompt, config, job.id, parent, begun, sequence, tokens, records)
         self._submit(GenerateCommand(job, request))
         return job
 

@@ -120,7 +120,8 @@ def test_token_ids_are_a_prompt_as_they_are(
 def test_no_prompt_is_the_beginning_of_a_text(
     official: openai.OpenAI, name: str, worker: Worker
 ) -> None:
-    expected = alone(worker, "<|endoftext|>", seed=1).text
+    assert worker.end_of_text is not None
+    expected = alone(worker, (worker.end_of_text,), seed=1).text
     assert official.completions.create(model=name, prompt=None, seed=1).choices[0].text == expected
     left_out = official.post("/completions", body={"seed": 1}, cast_to=openai.types.Completion)
     assert left_out.choices[0].text == expected

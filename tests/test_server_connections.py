@@ -4,19 +4,25 @@ out."""
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from app.server import listening, protocol
+from app.server import listening
 from app.server.listening import room_for
+from app.server.metrics import Metrics
+from app.server.protocol import SURPLUS, protocol_class
 from app.server.runner import ServerRunner
+from app.server.settings import ServerSettings
 from engine.worker import Worker
 from tests.server_support import WAIT_S, client, running
 
-HEALTH = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+ASK = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
 MOST = 3
 
 
@@ -30,7 +36,7 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture
 def runner(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerRunner]:
-    monkeypatch.setattr(protocol, "SURPLUS", 2)
+    monkeypatch.setattr("app.server.protocol.SURPLUS", 2)
     with running(worker, max_connections=MOST, header_timeout=WAIT_S) as runner:
         yield runner
 
@@ -40,13 +46,12 @@ def connected(runner: ServerRunner) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), WAIT_S)
 
 
-def asked(sock: socket.socket) -> tuple[int, bytes]:
-    """Status and everything else of an answer; the connection stays open."""
-    sock.sendall(HEALTH)
-    data = sock.recv(65536)
-    while b"\r\n\r\n" not in data:
-        data += sock.recv(65536)
-    return int(data.split()[1]), data
+def asked(sock: socket.socket) -> tuple[int, str | None, Any]:
+    """Status, Retry-After and JSON of an answer; the connection stays open."""
+    sock.sendall(ASK)
+    answer = http.client.HTTPResponse(sock)
+    answer.begin()
+    return answer.status, answer.getheader("retry-after"), json.loads(answer.read())
 
 
 def open_connections(runner: ServerRunner) -> int:
@@ -66,34 +71,41 @@ def test_beyond_the_limit_a_request_gets_503_until_others_have_gone(runner: Serv
         idle = [stack.enter_context(connected(runner)) for _ in range(MOST)]
         until_open(runner, MOST)
         one_more = stack.enter_context(connected(runner))
-        status, answer = asked(one_more)
-        assert status == 503
-        assert b"retry-after: 1" in answer.lower() and b"too_many_connections" in answer
+        status, retry_after, answer = asked(one_more)
+        assert (status, retry_after) == (503, "1")
+        assert answer["error"]["code"] == "too_many_connections"
         assert asked(idle[0])[0] == 200, "who was there before is served"
         idle.pop().close()
         until_open(runner, MOST)
-        status, answer = asked(one_more)
-        assert status == 200, "on the same connection"
+        assert asked(one_more)[0] == 200, "on the same connection"
     assert runner.load().errors == 1
     until_open(runner, 0)
-    with client(runner) as http:
-        assert http.get("/v1/models").status_code == 200
+    with client(runner) as web:
+        assert web.get("/v1/models").status_code == 200
 
 
-def test_what_is_far_beyond_the_limit_is_closed_and_what_is_idle_there_soon(
+def test_far_beyond_the_limit_all_are_told_at_once_and_who_is_idle_there_is_closed_soon(
     runner: ServerRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "_SURPLUS_S", 0.2)
+    monkeypatch.setattr("app.server.protocol._SURPLUS_S", 0.2)
     with contextlib.ExitStack() as stack:
         for _ in range(MOST):
             stack.enter_context(connected(runner))
         until_open(runner, MOST)
         surplus = [stack.enter_context(connected(runner)) for _ in range(2)]
         with connected(runner) as far:
+            assert asked(far)[0] == 503
             assert far.recv(1) == b""
         for sock in surplus:
             assert sock.recv(1) == b"", "closed, although the others may be idle longer"
         until_open(runner, MOST)
+
+
+def test_a_small_room_is_shared_with_those_that_are_told_to_come_back() -> None:
+    small = protocol_class(ServerSettings(max_connections=500), Metrics(), 90)
+    assert (small.max_connections, small.surplus) == (60, 30)
+    large = protocol_class(ServerSettings(max_connections=500), Metrics(), 500 + SURPLUS)
+    assert (large.max_connections, large.surplus) == (500, SURPLUS)
 
 
 class Files:

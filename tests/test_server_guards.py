@@ -207,6 +207,7 @@ def test_head_is_get_without_the_content(http: httpx.Client) -> None:
     for method, path, allowed in (("HEAD", "/generate", "POST"), ("PUT", "/health", "GET, HEAD")):
         refused = http.request(method, path)
         assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+    assert "GET, HEAD" in http.put("/health").json()["error"]["message"]
     assert http.get("/health").status_code == 200, "the connection goes on behind them"
 
 

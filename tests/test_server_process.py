@@ -33,10 +33,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and fil
 class Served:
     """A `serve` process and what it has said."""
 
-    def __init__(self, *args: str) -> None:
+    def __init__(self, *args: str, files: int | None = None) -> None:
         self.lines: list[str] = []
+        command = [sys.executable, "main.py", "serve", "--port", "0", *args]
+        if files is not None:  # may be open
+            command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash", *command]
         self.process = subprocess.Popen(
-            [sys.executable, "main.py", "serve", "--port", "0", *args],
+            command,
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -74,8 +77,8 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(*args: str) -> Iterator[Served]:
-    process = Served(*args)
+def served(*args: str, files: int | None = None) -> Iterator[Served]:
+    process = Served(*args, files=files)
     try:
         yield process
     finally:
@@ -148,6 +151,37 @@ def test_a_second_signal_ends_it_at_once(tiny_model_dir: Path) -> None:
                     pass
             assert server.end() == 0
             assert time.monotonic() - begun < 30
+
+
+@pytest.mark.slow
+def test_thousands_of_idle_connections_do_not_take_all_files(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    try:
+        with (
+            served("--model", str(tiny_model_dir), "--threads", "1", files=300) as server,
+            contextlib.ExitStack() as stack,
+        ):
+            server.said("serving ")
+            address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+            for _ in range(2000):
+                stack.enter_context(socket.create_connection(address, WAIT_S))
+            told = httpx.get(f"{server.url}/health", timeout=WAIT_S, trust_env=False)
+            assert told.status_code == 503 and told.json()["error"]["code"]
+            stack.close()
+            limit = time.monotonic() + WAIT_S
+            while told.status_code != 200:
+                assert time.monotonic() < limit
+                time.sleep(float(told.headers["retry-after"]))
+                told = httpx.get(f"{server.url}/health", timeout=WAIT_S, trust_env=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    logs = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("workbench.log")]
+    assert logs and "Too many open files" not in "".join(logs)
 
 
 def test_a_model_that_cannot_be_loaded_ends_it_with_the_reason(tmp_path: Path) -> None:

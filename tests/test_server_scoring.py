@@ -168,6 +168,12 @@ def test_who_leaves_while_it_is_scored_stops_costing(runner: ServerRunner, worke
     assert worker.occupancy.slots == 0
 
 
+def test_a_text_is_begun_by_the_models_own_token(official: openai.OpenAI) -> None:
+    """Not by that token's name, which is a text like any other for some tokenizers."""
+    answer = official.completions.create(model="verse", prompt=None, max_tokens=1)
+    assert answer.usage is not None and answer.usage.prompt_tokens == 1
+
+
 def test_what_cannot_be_scored_is_refused(http: httpx.Client) -> None:
     for body, code in (
         ({"prompt": "a", "max_tokens": 0}, None),

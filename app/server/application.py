@@ -72,7 +72,11 @@ def _add_error_handlers(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         if headers.get("Allow") == "GET":
             headers["Allow"] = "GET, HEAD"  # see guards.HeadAsGet
-        said = {404: f"there is no {request.url.path[:200]} here; see /docs"}
+        path = request.url.path[:200]
+        said = {
+            404: f"there is no {path} here; see /docs",
+            405: f"{path} takes {headers.get('Allow', 'another method')} only; see /docs",
+        }
         message = said.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, message, headers=headers).response()
 

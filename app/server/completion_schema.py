@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema, create_model
 
-from app.server.logprobs import END_OF_TEXT
 from app.server.schemas import Strict, number, option_field
 from app.server.settings import ServerSettings
 from engine.config import MAX_SEED, GenerationConfig
@@ -79,9 +78,9 @@ def completion_request(settings: ServerSettings) -> type[Strict]:
         "prompt": (
             text | Annotated[list[text], some] | tokens | Annotated[list[tokens], some] | None,
             Field(
-                END_OF_TEXT,
+                None,
                 description="A text, a list of texts, the ids of a text's tokens, or a list of "
-                "such lists. Several are written in parallel.",
+                "such lists. Several are written in parallel. Without one a text is begun.",
             ),
         ),
         "max_tokens": bounded(

@@ -116,7 +116,7 @@ async def _understood(context: Context, given: Any) -> Completion:
     model = context.model()
     check_name(given.model, model)
     _check_unsupported(given)
-    prompts = _prompts(given.prompt)
+    prompts = _prompts(given.prompt, context.worker.end_of_text)
     config = _config(given)
     completion = Completion(
         given, model, prompts, config, f"cmpl-{secrets.token_hex(12)}", int(time.time())
@@ -154,9 +154,10 @@ def _check_unsupported(given: Any) -> None:
         raise ApiError(400, "stream_options need stream", param="stream_options")
 
 
-def _prompts(prompt: str | list[Any] | None) -> list[Prompt]:
+def _prompts(prompt: str | list[Any] | None, end_of_text: int | None) -> list[Prompt]:
+    """`end_of_text`: the token after which a text begins; not every model has one."""
     if prompt is None:
-        return [END_OF_TEXT]
+        return [END_OF_TEXT if end_of_text is None else (end_of_text,)]
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt[0], int):

@@ -16,6 +16,7 @@ try:
 except ImportError:
     resource = None  # type: ignore[assignment]
 
+BACKLOG = 2048  # connections that the system keeps until they are taken
 _OTHER_FILES = 128  # of the process, beside connections
 _TRIES = 20  # to find a port that is free in both families
 
@@ -81,7 +82,7 @@ def _socket(host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
-        sock.listen(2048)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()

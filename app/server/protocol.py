@@ -2,8 +2,8 @@
 
 uvicorn waits without end for a header that has begun, for the rest of a body that was refused,
 and for a client that does not read. Here each of these has a deadline. It takes any number of
-connections, too, until the process has no file left to open; here so many are served, some more
-are told to come back, and the rest are closed.
+connections, too, until the process has no file left to open; here so many are served, and the rest
+are told to come back: some more when they ask, then all others at once.
 """
 
 from __future__ import annotations
@@ -26,20 +26,27 @@ _h11 = h11_impl.h11  # type: ignore[attr-defined]  # the library whose states it
 MAX_HEADER_BYTES = 32 * 1024
 # The system buffers megabytes for a client that does not read, unless told otherwise.
 _SEND_BUFFER = 64 * 1024
-SURPLUS = 64  # connections beyond the limit that are answered, with 503
+SURPLUS = 256  # connections beyond the limit whose request is awaited
 _SURPLUS_S = 1.0  # how long one of them may be silent
 
+_TOO_MANY = ApiError(
+    503,
+    "too many connections are open; try again in a moment, or start the server with a larger "
+    "--max-connections",
+    code="too_many_connections",
+)
 
-def protocol_class(
-    settings: ServerSettings, metrics: Metrics, most: int | None = None
-) -> type[H11Protocol]:
+
+def protocol_class(settings: ServerSettings, metrics: Metrics, room: int) -> type[H11Protocol]:
     """A protocol with these settings' limits, for uvicorn's `http` option.
 
-    `most`: connections, where that is fewer than the settings say.
+    `room`: how many connections can be open at all. A third of a small one is for the surplus.
     """
+    most = min(settings.max_connections, max(1, room - min(SURPLUS, room // 3)))
 
     class Protocol(LimitedProtocol):
-        max_connections = min(settings.max_connections, most or settings.max_connections)
+        max_connections = most
+        surplus = min(SURPLUS, room - most)
         no_room = Counting(_no_room, metrics)
         header_timeout = settings.header_timeout
         write_timeout = settings.write_timeout
@@ -51,12 +58,14 @@ class LimitedProtocol(H11Protocol):
     """See the module."""
 
     max_connections = 512
+    surplus = SURPLUS
     no_room: ASGIApp
     header_timeout = 10.0  # seconds, also for what is left of a body once it is answered
     write_timeout = 30.0
 
     def __init__(self, *args: Any, **kw: Any) -> None:
         super().__init__(*args, **kw)
+        self._away = False  # turned away
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
 
@@ -66,13 +75,21 @@ class LimitedProtocol(H11Protocol):
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         super().connection_made(transport)
-        surplus = len(self.connections) - self.max_connections
-        if surplus > SURPLUS:
-            transport.close()
+        beyond = len(self.connections) - self.max_connections
+        if beyond > self.surplus:
+            self._turn_away()
             return
-        if surplus > 0:
+        if beyond > 0:
             self._set_apart()
         self._watch_reading()
+
+    def _turn_away(self) -> None:
+        """Answer before anything is asked, and close: so a file is held for a moment only."""
+        self._away = True
+        self.transport.write(_refusal())
+        # Two rounds of the loop later what the client has sent is read. With that unread a close
+        # would reset the connection, and with it the answer.
+        self.loop.call_soon(self.loop.call_soon, self.transport.close)
 
     def _set_apart(self) -> None:
         """Answer with 503 until others have gone; idle, it is closed soon."""
@@ -92,6 +109,8 @@ class LimitedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._away:
+            return
         super().data_received(data)
         self._watch_reading()
 
@@ -137,13 +156,15 @@ class LimitedProtocol(H11Protocol):
 
 async def _no_room(scope: Scope, receive: Receive, send: Send) -> None:
     """The answer on a connection beyond the limit."""
-    error = ApiError(
-        503,
-        "too many connections are open; try again in a moment, or start the server with a larger "
-        "--max-connections",
-        code="too_many_connections",
-    )
-    await error.response()(scope, receive, send)
+    await _TOO_MANY.response()(scope, receive, send)
+
+
+def _refusal() -> bytes:
+    """The same answer as it is sent, and the end of the connection."""
+    response = _TOO_MANY.response()
+    response.headers["Connection"] = "close"
+    lines = [b": ".join(header) for header in response.raw_headers]
+    return b"\r\n".join([b"HTTP/1.1 503 Service Unavailable", *lines, b"", bytes(response.body)])
 
 
 def _stop(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import socket
 import threading
 import time
 import weakref
@@ -17,7 +18,7 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from app.server.application import create_app
-from app.server.listening import address_of, listen, room_for
+from app.server.listening import BACKLOG, address_of, listen, room_for
 from app.server.metrics import Load, Metrics
 from app.server.protocol import MAX_HEADER_BYTES, SURPLUS, protocol_class
 from app.server.settings import ServerSettings
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _START_S = 60.0  # it takes a moment, but the machine may be busy
 _LOOK_S = 0.05
+_AT_ONCE = 16  # connections that are taken before any of them is counted
 _LAST_WORDS_S = 1.0  # for the answers to what is given up
 _GRACE_S = 5.0  # beyond the time to drain, for what is cancelled to end
 
@@ -70,7 +72,7 @@ class ServerRunner:
 
     def start(self) -> str:
         """Listen; returns the address. Raises ServerError, one line, where that cannot be."""
-        connections = max(1, room_for(self.settings.max_connections + SURPLUS) - SURPLUS)
+        room = room_for(self.settings.max_connections + SURPLUS)
         try:
             sockets = listen(self.settings.host, self.settings.port)
         except ServerError as error:
@@ -80,7 +82,8 @@ class ServerRunner:
         AppStatus.disable_automatic_graceful_drain()
         config = uvicorn.Config(
             self._app,
-            http=protocol_class(self.settings, self.metrics, connections),
+            http=protocol_class(self.settings, self.metrics, room),
+            backlog=_AT_ONCE,
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -147,8 +150,10 @@ class _Server(uvicorn.Server):
         self._up, self._jobs, self._drain = up, jobs, drain
         self.at_once = False  # do not wait for what is under way; set by another thread
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup(sockets)  # type: ignore[arg-type]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for sock in sockets or []:  # asyncio has cut their queues to _AT_ONCE
+            sock.listen(BACKLOG)
         self._up.set()
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]

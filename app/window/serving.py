@@ -107,7 +107,7 @@ class Serving:
     def _not_started(self, error: Exception) -> None:
         self.status = ServeStatus.OFF
         if isinstance(error, EngineError):
-            self.problem = str(error).replace(" with --port", "")
+            self.problem = "Not started: " + str(error).replace(" with --port", "")
         else:
             self._report(error, "starting the server")
 
@@ -131,7 +131,8 @@ class Serving:
 
     def _ended(self, runner: Runner) -> None:
         if self.status is ServeStatus.ON:
-            self.problem = runner.error or "the server has stopped; the log may say why"
+            why = runner.error or "the server has stopped; the log may say why"
+            self.problem = why[0].upper() + why[1:]
         self._sample(self._clock(), fresh=True)
         self._runner, self.address, self.status = None, "", ServeStatus.OFF
 

@@ -163,6 +163,7 @@ def test_a_port_that_is_taken_is_told_where_one_can_choose_another(setup: Setup)
     )
     setup.start()
     assert setup.serving.status is ServeStatus.OFF
+    assert setup.serving.problem.startswith("Not started: port 8000 is taken")
     assert setup.serving.problem.endswith("choose another one")
     assert "serve.problem" in setup.bench.ui.rectangles
     setup.refusal = None
@@ -182,7 +183,7 @@ def test_a_server_that_ends_by_itself_says_why(setup: Setup) -> None:
     runner.error, runner.running = "the server has stopped: it broke", False
     setup.bench.frames()
     assert setup.serving.status is ServeStatus.OFF
-    assert "it broke" in setup.serving.problem
+    assert setup.serving.problem == "The server has stopped: it broke"
 
 
 def test_closing_the_window_ends_it_at_once(setup: Setup) -> None:

@@ -42,7 +42,7 @@ def _off(ui: Ui) -> None:
         serving.start(preferences.settings.serve_port)
     ui.mark("serve.start")
     if serving.problem:
-        widgets.small(f"Not started: {serving.problem}.", "bad")
+        widgets.small(f"{serving.problem}.", "bad")
         ui.mark("serve.problem")
     else:
         widgets.small(_ABOUT)
