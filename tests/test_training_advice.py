@@ -9,6 +9,7 @@ from engine.config import FinetuneConfig
 from engine.errors import OutOfMemoryError
 from engine.training.advice import (
     check_memory,
+    disk_warning,
     estimate_memory,
     is_out_of_memory,
     learning_rate_warning,
@@ -130,3 +131,13 @@ def test_the_learning_rate_of_pretrained_sizes() -> None:
 
 def test_a_small_model_takes_any_rate() -> None:
     assert learning_rate_warning(VERSE, FinetuneConfig(learning_rate=1e-3)) is None
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_told_before() -> None:
+    config = FinetuneConfig(save_total_limit=2, save_steps=10)
+    one = 12 * GPT2.parameters  # weights and two moments in fp32
+    needed = 3 * one + 4 * GPT2.parameters
+    assert disk_warning(GPT2, config, steps=100, free=needed) is None
+    said = disk_warning(GPT2, config, steps=100, free=needed - 1)
+    assert said is not None and "3 checkpoints of 1.49 GB" in said and "save_total_limit" in said
+    assert disk_warning(GPT2, config, steps=10, free=one + 4 * GPT2.parameters) is None

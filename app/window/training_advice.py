@@ -15,7 +15,7 @@ from engine.checkpoint import ModelConfig
 from engine.config import FinetuneConfig
 from engine.errors import EngineError
 from engine.memory import human_bytes
-from engine.training.advice import check_memory, learning_rate_warning
+from engine.training.advice import check_memory, check_shape, learning_rate_warning
 from engine.training.reading import find_files
 
 BYTES_PER_TOKEN = 4.0  # of English, roughly; the run itself counts
@@ -57,11 +57,7 @@ def advise(config: FinetuneConfig) -> Advice:
 def _shape(config: FinetuneConfig) -> ModelConfig:
     catalog.require_local(config.model_name)
     shape = catalog.find(config.model_name).shape
-    if config.block_size > shape.context:
-        raise EngineError(
-            f"Block {config.block_size:,} is beyond the context of {config.model_name}, which is "
-            f"{shape.context:,} tokens; take that or less"
-        )
+    check_shape(shape, config)
     return shape
 
 

@@ -7,10 +7,11 @@ one. Imports nothing heavy.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from engine.checkpoint import ModelConfig
-from engine.errors import OutOfMemoryError
+from engine.errors import ConfigError, OutOfMemoryError
 from engine.memory import available_bytes, human_bytes
 from engine.training.config import FinetuneConfig
 
@@ -93,6 +94,20 @@ def trained_parameters(shape: ModelConfig, config: FinetuneConfig) -> int:
     return shape.parameters - frozen - (tables if config.freeze_layers else 0)
 
 
+def check_shape(shape: ModelConfig, config: FinetuneConfig) -> None:
+    """ConfigError where the model is too small for the options."""
+    if config.block_size > shape.context:
+        raise ConfigError(
+            f"block_size {config.block_size:,} is beyond the context of {config.model_name}, "
+            f"which is {shape.context:,} tokens; take that or less"
+        )
+    if config.freeze_layers > shape.layers:
+        raise ConfigError(
+            f"freeze_layers {config.freeze_layers:,} is more than the {shape.layers} layers of "
+            f"{config.model_name}; take that or less"
+        )
+
+
 def check_memory(
     shape: ModelConfig, config: FinetuneConfig, precision: str, available: int | None = None
 ) -> tuple[TrainingMemory, list[str]]:
@@ -114,6 +129,21 @@ def check_memory(
             + remedies(shape, config, precision, free)
         ]
     return estimate, []
+
+
+def disk_warning(shape: ModelConfig, config: FinetuneConfig, steps: int, free: int) -> str | None:
+    """What to say where the checkpoints may not fit into the `free` bytes of the disk."""
+    one = 4 * shape.parameters + 8 * trained_parameters(shape, config)
+    # The oldest goes when the newest is there.
+    count = min(config.save_total_limit + 1, math.ceil(steps / config.save_steps))
+    needed = count * one + 4 * shape.parameters
+    if needed <= free:
+        return None
+    return (
+        f"the disk may become full: {count} checkpoints of {human_bytes(one)} and the result take "
+        f"{human_bytes(needed)}, and {human_bytes(free)} are free; take a smaller save_total_limit "
+        "or an output_dir on another disk"
+    )
 
 
 def remedies(

@@ -82,6 +82,7 @@ class DataReport:
     validation_blocks: int
     dropped_tokens: int
     largest_token: int
+    validation_sha256: str = ""  # as `sha256`, where there are held-out files
     warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -132,9 +133,12 @@ def prepare(
             "more text or a smaller block_size"
         )
     validation: Blocks | None = None
+    validation_sha256 = ""
     learnt = held_out = np.array([[0, store.counts.tokens]], np.int64)
     if config.validation_file:
-        validation, remarks = _read_validation(config, tokenizer, files, progress)
+        validation, validation_sha256, remarks = _read_validation(
+            config, tokenizer, files, progress
+        )
         warnings += remarks
     elif config.validation_share > 0:
         learnt, held_out = split(store, config.validation_share, size, config.seed)
@@ -162,6 +166,7 @@ def prepare(
         validation_blocks=len(validation) if validation else 0,
         dropped_tokens=train.dropped + (validation.dropped if validation else 0),
         largest_token=store.counts.largest_token,
+        validation_sha256=validation_sha256,
         warnings=tuple(warnings),
     )
     return Prepared(train, validation, report)
@@ -169,9 +174,9 @@ def prepare(
 
 def _read_validation(
     config: FinetuneConfig, tokenizer: Tokenizer, learnt: Sequence[TextFile], progress: Progress
-) -> tuple[Blocks, list[str]]:
+) -> tuple[Blocks, str, list[str]]:
     paths, warnings = find_files(config.validation_file)
-    files, _ = hash_files(paths)
+    files, sha256 = hash_files(paths)
     store = open_store(files, config.example_separator, tokenizer, progress)
     blocks = Blocks(store.tokens, np.array([[0, store.counts.tokens]], np.int64), config.block_size)
     if not len(blocks):
@@ -185,7 +190,7 @@ def _read_validation(
         for file in files
         if file.sha256 in known
     ]
-    return blocks, warnings
+    return blocks, sha256, warnings
 
 
 def split(store: TokenStore, share: float, block_size: int, seed: int) -> tuple[Ranges, Ranges]:

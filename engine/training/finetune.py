@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -81,7 +82,8 @@ def finetune(
     config.check_together()
     base = catalog.require_local(config.model_name)
     config = config.replace(**run_folder.rooted(config.as_dict()))
-    shape = _check_shape(config, read_config(base))
+    shape = read_config(base)
+    advice.check_shape(shape, config)
     config = _settled(config)
     memory, doubts = _doubts(config, shape)
     config, folder, made = _agree_on_folder(config)
@@ -97,20 +99,6 @@ def finetune(
         raise explained from error
     finally:
         run.close()
-
-
-def _check_shape(config: FinetuneConfig, shape: ModelConfig) -> ModelConfig:
-    if config.block_size > shape.context:
-        raise ConfigError(
-            f"block_size {config.block_size:,} is beyond the context of {config.model_name}, "
-            f"which is {shape.context:,} tokens; take that or less"
-        )
-    if config.freeze_layers > shape.layers:
-        raise ConfigError(
-            f"freeze_layers {config.freeze_layers:,} is more than the {shape.layers} layers of "
-            f"{config.model_name}"
-        )
-    return shape
 
 
 def _settled(config: FinetuneConfig) -> FinetuneConfig:
@@ -199,7 +187,7 @@ class _Run:
         transformers.set_seed(self._config.seed)
         plain = load_base(self._base)
         speed.hasten(plain)
-        model = prepare_model(plain, self._config, self._shape)
+        model = prepare_model(plain, self._config)
         hooks = trainer.Hooks(
             emit=self._emit,
             sample=_Samples(self, data, tokenizer),
@@ -209,6 +197,8 @@ class _Run:
             saved=self._saved,
         )
         steps = total_steps(self._config, len(data.train), self._processes.num_processes)
+        if full := self._disk_warning(steps):
+            doubts = [*doubts, full]
         made = trainer.FinetuneTrainer(
             model, data, self._config, self._arguments(steps, newest is None), hooks
         )
@@ -230,6 +220,12 @@ class _Run:
                 made.train(resume_from_checkpoint=str(newest.path) if newest else None)
         return self._finish(made)
 
+    def _disk_warning(self, steps: int) -> str | None:
+        if not self._main:
+            return None
+        free = shutil.disk_usage(self._folder).free
+        return advice.disk_warning(self._shape, self._config, steps, free)
+
     def _check_data(self, data: Prepared) -> None:
         if data.report.largest_token >= self._shape.vocab_size:
             raise CheckpointError(
@@ -238,12 +234,13 @@ class _Run:
             )
         if not self._main:
             return
-        before = self._record.data.get("sha256")
-        if before and before != data.report.sha256:
-            raise TrainingError(
-                "the training text is not what it was when the run began; put it back, or begin a "
-                "new run"
-            )
+        for name, text in (("sha256", "training"), ("validation_sha256", "held-out")):
+            before = self._record.data.get(name)
+            if before and before != getattr(data.report, name):
+                raise TrainingError(
+                    f"the {text} text is not what it was when the run began; put it back, or begin "
+                    "a new run"
+                )
         self._record.data = data.report.as_dict()
         self._write_record()
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from engine.checkpoint import Checkpoint, ModelConfig
-from engine.errors import CheckpointError, ConfigError
+from engine.checkpoint import Checkpoint
+from engine.errors import CheckpointError
 from engine.training.config import FinetuneConfig
 
 # GPT-2's matrices; the token table is not among them.
@@ -33,15 +33,10 @@ def load_base(folder: Path) -> GPT2LMHeadModel:
     return model
 
 
-def prepare_model(model: GPT2LMHeadModel, config: FinetuneConfig, shape: ModelConfig) -> Any:
-    """The model with its adapters, or with the first layers frozen; ConfigError for too many."""
+def prepare_model(model: GPT2LMHeadModel, config: FinetuneConfig) -> Any:
+    """The model with its adapters, or with the first layers frozen."""
     if config.lora_rank:
         return _with_adapters(model, config.lora_rank)
-    if config.freeze_layers > shape.layers:
-        raise ConfigError(
-            f"freeze_layers must be at most {shape.layers}, the model's layers, not "
-            f"{config.freeze_layers}"
-        )
     if config.freeze_layers:
         inner = model.transformer
         for part in (inner.wte, inner.wpe, *inner.h[: config.freeze_layers]):

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from engine.training import sampling
 from tests.finetune_support import options, write_text
 
 if TYPE_CHECKING:
     from engine.training.finetune import Outcome
+
+SAMPLE_TOKENS = 8
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +23,12 @@ def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of the usual length would take most of the time of most tests."""
+    monkeypatch.setattr(sampling, "NEW_TOKENS", SAMPLE_TOKENS)
 
 
 @pytest.fixture(scope="session")
@@ -37,4 +46,5 @@ def whole(
     out = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPT2_WORKBENCH_HOME", str(out.parent / "home"))
+        patch.setattr(sampling, "NEW_TOKENS", SAMPLE_TOKENS)
         return out, finetune(options(tiny_model_dir, text, out))

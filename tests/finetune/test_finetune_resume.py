@@ -156,14 +156,17 @@ def test_what_cannot_go_on_is_said(whole: tuple[Path, Outcome], text: Path, tmp_
 
 
 def test_another_text_is_not_trained_on_half_way(tiny_model_dir: Path, tmp_path: Path) -> None:
-    text, out = write_text(tmp_path / "songs.txt"), tmp_path / "run"
-    finetune(options(tiny_model_dir, text, out), **stop_after(3))
-    write_text(text, lines=6)
-    with pytest.raises(TrainingError, match="not what it was when the run began"):
-        resume(out)
-    run = run_log.read_run(out)
-    assert run is not None and run.status == "failed" and run.resumable
-    write_text(text)
+    text, held_out = write_text(tmp_path / "songs.txt"), write_text(tmp_path / "more.txt", lines=4)
+    out = tmp_path / "run"
+    finetune(options(tiny_model_dir, text, out, validation_file=(str(held_out),)), **stop_after(3))
+    for changed, kind in ((text, "training"), (held_out, "held-out")):
+        before = changed.read_bytes()
+        write_text(changed, lines=6)
+        with pytest.raises(TrainingError, match=f"{kind} text is not what it was when the run"):
+            resume(out)
+        run = run_log.read_run(out)
+        assert run is not None and run.status == "failed" and run.resumable
+        changed.write_bytes(before)
     assert resume(out).status == "done"
 
 

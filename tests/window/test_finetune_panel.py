@@ -168,11 +168,14 @@ def test_every_option_has_its_place(bench: Bench) -> None:
     assert set(FinetuneConfig.options()) - {"resume"} <= drawn
 
 
-def test_options_that_contradict_each_other_are_told_before_the_start(
-    bench: Bench, text: Path
+@pytest.mark.parametrize(
+    "options", [{"lora_rank": 8, "freeze_layers": 2}, {"freeze_layers": 7}, {"block_size": 520}]
+)
+def test_options_that_cannot_be_are_told_before_the_start(
+    bench: Bench, text: Path, options: dict[str, int]
 ) -> None:
     bench.ui.training.add_file(text)
-    bench.ui.training.set(lora_rank=8, freeze_layers=2)
+    bench.ui.training.set(**options)
     open_tab(bench)
     bench.settle(lambda: words(bench, "finetune.problem"))
     bench.click("finetune.start")
