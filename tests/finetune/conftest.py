@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +17,6 @@ from tests.finetune_support import options, write_text
 if TYPE_CHECKING:
     from engine.training.finetune import Outcome
 
-SAMPLE_TOKENS = 8
-
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
@@ -25,10 +25,23 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_old_to_collect() -> Iterator[None]:
+    """accelerate collects garbage in every run; what other tests have left need not be walked."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
-def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples of the usual length would take most of the time of most tests."""
-    monkeypatch.setattr(sampling, "NEW_TOKENS", SAMPLE_TOKENS)
+def _quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    _hurry(monkeypatch)
+
+
+def _hurry(patch: pytest.MonkeyPatch) -> None:
+    """Without what takes most of a tiny run's time: long samples, and waiting for the disk."""
+    patch.setattr(sampling, "NEW_TOKENS", 8)
+    patch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="session")
@@ -46,5 +59,5 @@ def whole(
     out = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPT2_WORKBENCH_HOME", str(out.parent / "home"))
-        patch.setattr(sampling, "NEW_TOKENS", SAMPLE_TOKENS)
+        _hurry(patch)
         return out, finetune(options(tiny_model_dir, text, out))
