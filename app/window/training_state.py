@@ -210,19 +210,21 @@ def announce(state: AppState) -> Callable[[Path, Run], None]:
 
     def ended(folder: Path, run: Run) -> None:
         state.models_changed += 1
+        name, kind = folder.name, f"training of {folder}"
+        for banner in state.banners:
+            if banner.kind == kind:  # it was paused, say, and has gone on
+                state.dismiss(banner.id)
         if run.status == "done":
-            state.notify(Level.INFO, f"The model {folder.name} is trained: choose it on the left.")
+            said = f"The model {name} is trained: choose it on the left."
         elif run.status == "paused":
-            state.notify(Level.INFO, f"The training of {folder.name} is paused, with a checkpoint.")
+            said = f"The training of {name} is paused, with a checkpoint."
         elif run.status == "stopped":
-            state.notify(
-                Level.INFO,
-                f"The training of {folder.name} is stopped. Its model is the one of that step: "
-                "choose it on the left.",
-            )
+            said = f"The training of {name} is stopped; its model is there: choose it on the left."
         else:
             why = run.error or "its process has ended without a word"
-            state.notify(Level.ERROR, f"the training of {folder.name} has ended: {why}")
+            state.notify(Level.ERROR, f"the training of {name} has ended: {why}", kind=kind)
+            return
+        state.notify(Level.INFO, said, kind=kind)
 
     return ended
 

@@ -233,6 +233,12 @@ def test_pause_then_resume(bench: Bench, run: ScriptedRun) -> None:
     bench.click("finetune.resume")
     bench.settle()
     assert bench.launcher.asked == [("pause", run.folder), ("resume", run.folder)]
+    run.become("running")
+    look(bench)
+    run.become("done")
+    look(bench)
+    (said,) = (banner.message for banner in bench.state.banners)
+    assert "is trained" in said, "no word of the pause is left"
 
 
 def test_stop_offers_the_model_and_still_resumes(bench: Bench, run: ScriptedRun) -> None:
