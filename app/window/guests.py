@@ -125,6 +125,10 @@ class GuestWorker:
 
     @property
     def occupancy(self) -> Occupancy:
-        """As of Worker, of the guests alone; caches in use are all."""
-        load, slots = self._guests.load(), self._worker.occupancy.slots
-        return Occupancy(load.running, load.queued, slots, self._max_active, self._max_queue)
+        """As of Worker, of the guests alone; caches in use are all.
+
+        The worker runs as many as it can, whatever the guests' limits are: they limit the sum.
+        """
+        load, all_texts = self._guests.load(), self._worker.occupancy
+        waiting = max(0, self._max_active + self._max_queue - all_texts.max_active)
+        return Occupancy(load.running, load.queued, all_texts.slots, all_texts.max_active, waiting)
