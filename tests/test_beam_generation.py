@@ -39,7 +39,7 @@ def backend(request: pytest.FixtureRequest, tiny_model_dir: Path) -> Iterator[An
     if request.param == "torch":
         backend: Any = load_torch(tiny_model_dir)
     else:
-        backend = native_support.load(tiny_model_dir, "fp32")
+        backend = native_support.load(tiny_model_dir, "fp32", threads=1)
     yield backend
     backend.shutdown()
 
@@ -138,7 +138,7 @@ def test_several_texts_come_of_one_search(backend: Any, tokenizer: Tokenizer) ->
 
 @pytest.fixture(scope="module")
 def native(tiny_model_dir: Path) -> Iterator[Any]:
-    backend = native_support.load(tiny_model_dir, "int8")
+    backend = native_support.load(tiny_model_dir, "int8", threads=1)
     yield backend
     backend.shutdown()
 

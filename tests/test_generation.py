@@ -40,7 +40,7 @@ def tokenizer(tiny_model_dir: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Iterator[Any]:
     folder = native_support.write_model(tmp_path_factory.mktemp("model"), context=64)
-    backend = native_support.load(folder, "fp32")
+    backend = native_support.load(folder, "fp32", threads=1)
     yield backend
     backend.shutdown()
 

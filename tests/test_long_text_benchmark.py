@@ -25,7 +25,7 @@ WINDOWS = st.builds(Window, keep=st.integers(0, 5), size=st.integers(1, 12))
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = native_support.write_model(tmp_path_factory.mktemp("model"), context=64)
-    made = native_support.load(folder, "fp32")
+    made = native_support.load(folder, "fp32", threads=1)
     yield made
     made.shutdown()
 

@@ -56,7 +56,7 @@ def tokenizer(tiny_model_dir: Path) -> Tokenizer:
 @pytest.fixture(scope="module", params=["fp32", "int8"])
 def native(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = native_support.write_model(tmp_path_factory.mktemp("model"), context=64, seed=2)
-    backend = native_support.load(folder, request.param)
+    backend = native_support.load(folder, request.param, threads=1)
     yield backend
     backend.shutdown()
 
