@@ -155,9 +155,9 @@ def section(script: Script, chosen: argparse.Namespace, plots: Path) -> Section:
 
 
 def _about(description: str) -> str:
-    """The first and the last paragraph of a docstring: between them are commands."""
-    parts = [" ".join(p.split()) for p in description.split("\n\n") if not p.startswith("    ")]
-    return "\n\n".join(dict.fromkeys(parts))
+    """The paragraphs of a docstring without its commands, each in one line; lists as they are."""
+    parts = [p.strip() for p in description.split("\n\n") if not p.startswith("    ")]
+    return "\n\n".join(p if p.startswith("- ") else " ".join(p.split()) for p in parts)
 
 
 def write(chosen: argparse.Namespace, scripts: Sequence[Script], at: Path, plots: Path) -> None:

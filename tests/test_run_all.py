@@ -128,3 +128,8 @@ def test_wrong_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "at least 1" in capsys.readouterr().err
     assert run_all.main(["--only", "nothing"]) == 2
     assert "optimisation_testing" in capsys.readouterr().err
+
+
+def test_what_an_experiment_is_about_keeps_its_lists_and_leaves_out_its_commands() -> None:
+    told = run_all._about("Title: what\nit does.\n\n    python x.py\n\n- One\n  thing.\n- Two.\n")
+    assert told == "Title: what it does.\n\n- One\n  thing.\n- Two."
