@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,24 +14,56 @@ from app.window.inputs import InputQueue, KeyPress, Typed
 Key = int | tuple[int, int] | KeyPress
 
 
+class _Built:
+    """A font atlas as the window builds it, for many contexts: drawing its glyphs takes longer
+    than most tests. It must not be built again, for that would take other contexts' fonts away."""
+
+    latest: _Built | None = None
+
+    def __init__(self) -> None:
+        self._owner = imgui.create_context()  # for as long as this process lives
+        imgui.set_current_context(self._owner)
+        self.atlas = imgui.get_io().fonts
+        self.fonts = fonts.FontSet()
+        self.fonts.build()
+        self.atlas.get_tex_data_as_alpha8()
+        self.atlas.texture_id = 1
+
+    @classmethod
+    def get(cls) -> _Built:
+        if cls.latest is None:
+            cls.latest = cls()
+        return cls.latest
+
+    def font_set(self) -> fonts.FontSet:
+        """As newly built, and by itself."""
+        made = fonts.FontSet()
+        for name in ("generation", "scale", "_fonts", "_ranges", "_known", "_rebuild"):
+            setattr(made, name, copy.copy(getattr(self.fonts, name)))
+        return made
+
+
 class HeadlessImgui:
     """`frame` draws one frame inside a window that fills the display."""
 
-    def __init__(self, width: int = 1280, height: int = 800, scale: float = 1.0) -> None:
-        self.context = imgui.create_context()
+    def __init__(self, width: int = 1280, height: int = 800) -> None:
+        built = _Built.get()
+        self.context = imgui.create_context(built.atlas)
+        imgui.set_current_context(self.context)
         self.io = imgui.get_io()
         self.io.ini_file_name = b""
         self.io.display_size = (width, height)
         self.queue = InputQueue()
         inputs.set_current(self.queue)
         clipboard.set_current(None)
-        self.fonts = fonts.FontSet()
+        self.fonts = built.font_set()
         fonts.set_current(self.fonts)
-        self.rebuild(scale)
+        theme.apply("dark", 1.0)
         self.mouse(-1000, -1000)
 
     def rebuild(self, scale: float = 1.0) -> None:
         """Build the fonts and the theme, as the window does between two frames."""
+        _Built.latest = None  # the atlas is this context's from now on
         self.fonts.build(scale)
         self.io.fonts.get_tex_data_as_alpha8()
         self.io.fonts.texture_id = 1

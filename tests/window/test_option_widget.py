@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import imgui
@@ -174,7 +175,7 @@ def test_a_refused_value_is_explained_with_its_range_for_a_while(
     headless_imgui: HeadlessImgui, refusals: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(option_widget.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(option_widget, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     drawn = Drawn(headless_imgui, option(), 5)
     headless_imgui.io.key_ctrl = True
     drawn.click(drawn.spot.left + 10, drawn.spot.bottom - 6)

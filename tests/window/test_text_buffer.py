@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -89,7 +90,7 @@ def test_undo_takes_back_a_word_at_a_time() -> None:
 
 def test_a_pause_or_a_move_begins_a_new_step(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(text_buffer.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(text_buffer, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     buffer = TextBuffer()
     typed(buffer, "ab")
     clock[0] += text_buffer.COALESCE_S + 1

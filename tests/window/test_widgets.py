@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import imgui
@@ -69,7 +70,7 @@ def test_tooltips_wait_and_ask_for_the_frame_that_shows_them(
     headless_imgui: HeadlessImgui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, shown = [100.0], []
-    monkeypatch.setattr(tooltips.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(tooltips, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(tooltips, "show_tooltip", shown.append)
     spot = Spot()
 
@@ -103,7 +104,7 @@ def test_a_tooltip_is_seen_by_the_frames_it_asks_for(
     headless_imgui: HeadlessImgui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(tooltips.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(tooltips, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     spot = Spot()
 
     def draw() -> None:
