@@ -220,14 +220,12 @@ def test_compiled_code_is_kept_and_made_anew_where_damaged(tmp_path: Path) -> No
     logits = run()
     first = kept()
     assert len(first) >= 6
-    assert run() == logits
-    assert kept() == first  # nothing was compiled
     damaged = sorted(first)[::2]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-20])
     assert run() == logits
     changed = {path for path, state in kept().items() if state != first[path]}
-    assert changed == set(damaged)
+    assert changed == set(damaged)  # nothing else was compiled
     assert {path: size for path, (size, _) in kept().items()}.keys() == first.keys()
 
 

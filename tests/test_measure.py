@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
@@ -77,7 +79,8 @@ def test_the_figures_follow_from_the_clock(monkeypatch: pytest.MonkeyPatch) -> N
         nonlocal now
         now += 0.5
 
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    own = SimpleNamespace(**vars(time) | {"perf_counter": lambda: now})
+    monkeypatch.setattr(measure, "time", own)
     backend = ScriptedBackend(before_pass=tick)
     object.__setattr__(backend.info, "read_bytes", 1_000_000)
     found = measure.measure(backend, Work(8, 11, 2), repeats=3)

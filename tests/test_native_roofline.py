@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_the_rate_is_the_mean_over_the_best_patterns_passes(
 
         clock = iter([0.0, 1.0, 2.0])
         monkeypatch.setattr(gauge, "_run", run)
-        monkeypatch.setattr(roofline.time, "perf_counter", lambda: next(clock))
+        monkeypatch.setattr(roofline, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
         found = gauge.read(seconds=1.5)
     assert found.pattern == "one stream, prefetched"
     assert found.bytes_per_s == pytest.approx(2 * 3 * (1 << 20) / 6.0)
