@@ -51,7 +51,8 @@ def bars(
     if data.empty:
         return []
     sns = _seaborn()
-    count = len(data[[by] if hue is None else [by, hue]].drop_duplicates())
+    labels = [by] if hue is None else [by, hue]
+    count = len(data[labels].drop_duplicates())
     made, axes = _figure(height=1.4 + 0.3 * count)
     sns.barplot(
         data,
@@ -64,7 +65,7 @@ def bars(
         ax=axes,
     )
     axes.set_ylabel("")
-    axes.set_xlabel(_with_spread(label, rows))
+    axes.set_xlabel(_with_spread(label, data[labels]))
     if log:
         axes.set_xscale("log")
         axes.set_xlim(left=10 ** math.floor(math.log10(data["value"].min())))
@@ -92,13 +93,14 @@ def lines(
         data, x=by, y="value", hue=hue, estimator="median", errorbar=("pi", 50), marker="o", ax=axes
     )
     axes.set_xlabel(by_label)
-    axes.set_ylabel(_with_spread(label, rows))
+    axes.set_ylabel(_with_spread(label, data[[by] if hue is None else [by, hue]]))
     axes.set_ylim(bottom=0)
     return _finish(made, axes, title, path)
 
 
-def _with_spread(label: str, rows: Sequence[Row]) -> str:
-    return f"{label}; median, quartiles" if any(len(row.trials) > 1 for row in rows) else label
+def _with_spread(label: str, groups: Any) -> str:
+    """`groups` has a line for each value: several of one group have a spread, facts have none."""
+    return f"{label}; median, quartiles" if groups.duplicated().any() else label
 
 
 def _seaborn() -> Any:

@@ -128,9 +128,14 @@ def _in_all(verdicts: Sequence[tuple[str, str]]) -> str:
     if not faster:
         return f"No: it is faster in none of {total} comparisons, and slower in {slower}."
     rest = total - faster - slower
+    if not slower:
+        return (
+            f"Yes, where it can be told: of {total} comparisons it is faster in {faster}, slower "
+            f"in none, and {rest} cannot be told."
+        )
     told = f"It depends: of {total} comparisons it is faster in {faster}, slower in {slower}"
     told += f", and {rest} cannot be told" if rest else ""
-    return f"{told}. Slower: {'; '.join(names['slower'])}." if slower else f"{told}."
+    return f"{told}. Slower: {'; '.join(names['slower'])}."
 
 
 def _losses(records: Records) -> list[str]:
