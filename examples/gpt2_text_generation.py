@@ -1,7 +1,7 @@
 """Loads a model, continues a prompt by any method, and prints one text or several.
 
-    python examples/gpt2_text_generation.py --method top_p --top_p 0.9 --num_sequences 3
-    python examples/gpt2_text_generation.py --model gpt2-xl --method beam --no_repeat_ngram 2
+python examples/gpt2_text_generation.py --method top_p --top_p 0.9 --num_sequences 3
+python examples/gpt2_text_generation.py --model gpt2-xl --method beam --no_repeat_ngram 2
 """
 
 from __future__ import annotations

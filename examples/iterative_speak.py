@@ -1,10 +1,10 @@
 """Text that grows piece by piece: each piece continues everything before it.
 
-    from examples.iterative_speak import iter_speak, speak
+from examples.iterative_speak import iter_speak, speak
 
-    print(speak("The sun sets on", max_new_tokens=60))
-    for piece in iter_speak("The sun sets on", pieces=5, top_p=0.7):
-        print(piece)
+print(speak("The sun sets on", max_new_tokens=60))
+for piece in iter_speak("The sun sets on", pieces=5, top_p=0.7):
+    print(piece)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes on and on in bounded memory: the model sees the last 50 to 99 tokens, never more.
 
-    python examples/long_speak.py                            # until Ctrl+C
-    python examples/long_speak.py --window 200 --max-new-tokens 20000 > long.txt
+python examples/long_speak.py                            # until Ctrl+C
+python examples/long_speak.py --window 200 --max-new-tokens 20000 > long.txt
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes 20 components of text with top-p 0.7, sentence after sentence, and prints each.
 
-    python examples/speak.py
-    python examples/speak.py --model gpt2-xl --prompt "On the origin of tides:" --components 5
+python examples/speak.py
+python examples/speak.py --model gpt2-xl --prompt "On the origin of tides:" --components 5
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every decoding method on one prompt and seed, side by side, with its timing.
 
-    python examples/text_generation_demo.py
-    python examples/text_generation_demo.py --model gpt2-xl --prompt "The tide" --max-new-tokens 60
+python examples/text_generation_demo.py
+python examples/text_generation_demo.py --model gpt2-xl --prompt "The tide" --max-new-tokens 60
 """
 
 from __future__ import annotations
