@@ -292,7 +292,7 @@ class Window:
     def _next_frame_at(self, now: float, busy: bool, busy_fps: float) -> float:
         """When the next frame is due, by `time.monotonic`."""
         due = now + IDLE_WAIT_S
-        if self._acted or self._frames_left > 0 or self.renderer.clicks_waiting:
+        if self._acted or self._frames_left > 0 or self.renderer.input_waiting:
             due = self._last_draw + 1 / (BUSY_ACTING_FPS if busy else ACTING_FPS)
         elif busy or self._woken.is_set() or self._slow_frames_left > 0 or self._stale:
             due = self._last_draw + 1 / busy_fps

@@ -1,8 +1,8 @@
 """Drawing Dear ImGui's output with OpenGL 3.3, and feeding it the window's input.
 
-A subclass of pyimgui's `GlfwRenderer` without its faults: the wheel accumulates, quick clicks are
-played one per frame, the pointer has shapes, characters above U+FFFF arrive, shortcuts follow the
-keyboard layout, and a frame needs few OpenGL calls.
+A subclass of pyimgui's `GlfwRenderer` without its faults: the wheel accumulates, quick clicks and
+keys are played one per frame, the pointer has shapes, characters above U+FFFF arrive, shortcuts
+follow the keyboard layout, and a frame needs few OpenGL calls.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from app.window.clipboard import Clipboard  # noqa: E402
 from app.window.damage import DamageTracker, DrawnList, Rect  # noqa: E402
 from app.window.inputs import InputQueue  # noqa: E402
 
+_MODIFIERS = range(glfw.KEY_LEFT_SHIFT, glfw.KEY_RIGHT_SUPER + 1)
 _COMMAND_MODS = glfw.MOD_CONTROL | glfw.MOD_ALT | glfw.MOD_SUPER
 _CURSORS = {
     imgui.MOUSE_CURSOR_ARROW: glfw.ARROW_CURSOR,
@@ -47,6 +48,12 @@ class _Click:
     position: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class _KeyChange:
+    key: int
+    down: bool
+
+
 class Renderer(GlfwRenderer):  # type: ignore[misc]
     """pyimgui's GLFW renderer for one window and the current Dear ImGui context."""
 
@@ -56,6 +63,8 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
         self.damage = DamageTracker()
         self._background: tuple[float, float, float, float] | None = None
         self._clicks: deque[_Click] = deque()
+        self._typed: deque[_KeyChange | int] = deque()  # keys and code points left for later frames
+        self._changed_keys: set[int] = set()  # since the last frame
         self._key_of_scancode: dict[int, int] = {}
         self._cursors: dict[int, Any] = {}
         self._cursor_shown: int | None = None
@@ -92,15 +101,9 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
             key = self._key_of_scancode.get(scancode, key)
         if key < 0:
             return
-        io = self.io
-        io.keys_down[key] = action != glfw.RELEASE
-        down = io.keys_down
-        io.key_ctrl = bool(down[glfw.KEY_LEFT_CONTROL] or down[glfw.KEY_RIGHT_CONTROL])
-        io.key_shift = bool(down[glfw.KEY_LEFT_SHIFT] or down[glfw.KEY_RIGHT_SHIFT])
-        io.key_alt = bool(down[glfw.KEY_LEFT_ALT] or down[glfw.KEY_RIGHT_ALT])
-        io.key_super = bool(down[glfw.KEY_LEFT_SUPER] or down[glfw.KEY_RIGHT_SUPER])
-        if sys.platform == "darwin" and io.key_super:  # Command is that system's Ctrl
-            io.key_ctrl, io.key_super = True, False
+        self._typed.append(_KeyChange(key, action != glfw.RELEASE))
+        self._play_typed()
+        if sys.platform == "darwin" and mods & glfw.MOD_SUPER:  # Command is that system's Ctrl
             mods = mods & ~glfw.MOD_SUPER | glfw.MOD_CONTROL
         if action != glfw.RELEASE:
             self.queue.press(key, mods, repeat=action == glfw.REPEAT)
@@ -117,7 +120,8 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
     def char_callback(self, window: Any, char: int) -> None:
         """GLFW's character callback, for all of Unicode."""
         if 0 < char <= _MAX_CODE_POINT and not 0xD800 <= char <= 0xDFFF:
-            self.io.add_input_character(char)
+            self._typed.append(char)
+            self._play_typed()
             self.queue.type(chr(char))
 
     def scroll_callback(self, window: Any, x_offset: float, y_offset: float) -> None:
@@ -136,15 +140,16 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
         """Without the focus no key stays down."""
         if not focused:
             self.queue.end_composition()
+            self._typed.clear()
             for key in (*self._key_of_scancode.values(), *range(340, 349)):
                 self.io.keys_down[key] = False
             self._key_of_scancode.clear()
             self.io.key_ctrl = self.io.key_shift = self.io.key_alt = self.io.key_super = False
 
     @property
-    def clicks_waiting(self) -> bool:
-        """Button changes are left for the next frames."""
-        return bool(self._clicks)
+    def input_waiting(self) -> bool:
+        """Changes of buttons or keys are left for the next frames."""
+        return bool(self._clicks or self._typed)
 
     def process_inputs(self) -> None:
         """Hand the state of window, pointer and clock to Dear ImGui, before `new_frame`."""
@@ -163,6 +168,39 @@ class Renderer(GlfwRenderer):  # type: ignore[misc]
         elapsed = now - self._last_time if self._last_time is not None else 1 / 60
         io.delta_time = min(max(elapsed, 1e-4), 1.0)
         self._last_time = now
+        self._play_typed()
+        self._changed_keys.clear()
+
+    def _play_typed(self) -> None:
+        """Hand over keys and characters in their order, up to a second change of a key that acts.
+
+        Dear ImGui sees a key's state once a frame: a Backspace, or Ctrl+A, that is pressed and let
+        go between two frames would not exist. Letters act by their characters and need not wait.
+        """
+        while self._typed:
+            one = self._typed[0]
+            if isinstance(one, _KeyChange):
+                if one.down != self.io.keys_down[one.key] and self._acts(one.key):
+                    if one.key in self._changed_keys:
+                        return
+                    self._changed_keys.add(one.key)
+                self._set_key(one)
+            else:
+                self.io.add_input_character(one)
+            self._typed.popleft()
+
+    def _acts(self, key: int) -> bool:
+        return key > glfw.KEY_WORLD_2 or key in _MODIFIERS or bool(self.io.key_ctrl)
+
+    def _set_key(self, change: _KeyChange) -> None:
+        io, down = self.io, self.io.keys_down
+        down[change.key] = change.down
+        io.key_ctrl = bool(down[glfw.KEY_LEFT_CONTROL] or down[glfw.KEY_RIGHT_CONTROL])
+        io.key_shift = bool(down[glfw.KEY_LEFT_SHIFT] or down[glfw.KEY_RIGHT_SHIFT])
+        io.key_alt = bool(down[glfw.KEY_LEFT_ALT] or down[glfw.KEY_RIGHT_ALT])
+        io.key_super = bool(down[glfw.KEY_LEFT_SUPER] or down[glfw.KEY_RIGHT_SUPER])
+        if sys.platform == "darwin" and io.key_super:  # Command is that system's Ctrl
+            io.key_ctrl, io.key_super = True, False
 
     def _play_clicks(self, position: tuple[float, float] | None) -> tuple[float, float] | None:
         """At most one change per button and frame, at the place where it happened."""

@@ -293,7 +293,41 @@ def test_a_click_within_one_frame_is_played_over_two(window: Window) -> None:
     for _ in range(5):
         window.frame(panel(content))
     assert pressed == [False, True, False, True, False, False]
-    assert not renderer.clicks_waiting
+    assert not renderer.input_waiting
+
+
+def test_keys_within_one_frame_are_played_in_their_order(window: Window) -> None:
+    """A field that holds text: select all, type, Backspace, type: all before the next frame."""
+    renderer, texts = window.renderer, ["before"]
+
+    def content() -> None:
+        if not texts[1:]:
+            imgui.set_keyboard_focus_here()
+        texts.append(imgui.input_text("field", texts[-1], 64)[1])
+
+    def tap(key: int, mods: int = 0, char: str = "") -> None:
+        renderer.keyboard_callback(None, key, key + 1000, glfw.PRESS, mods)
+        if char:
+            renderer.char_callback(None, ord(char))
+        renderer.keyboard_callback(None, key, key + 1000, glfw.RELEASE, mods)
+
+    for _ in range(3):
+        window.frame(panel(content))
+    tap(glfw.KEY_END)
+    window.frame(panel(content))
+    renderer.keyboard_callback(None, glfw.KEY_LEFT_CONTROL, 37, glfw.PRESS, 0)
+    tap(glfw.KEY_A, glfw.MOD_CONTROL)
+    renderer.keyboard_callback(None, glfw.KEY_LEFT_CONTROL, 37, glfw.RELEASE, 0)
+    for key, char in ((glfw.KEY_X, "x"), (glfw.KEY_X, "x"), (glfw.KEY_BACKSPACE, "")):
+        tap(key, char=char)
+    tap(glfw.KEY_BACKSPACE)
+    tap(glfw.KEY_Y, char="y")
+    frames = 0
+    while renderer.input_waiting or not frames:
+        window.frame(panel(content))
+        frames += 1
+    window.frame(panel(content))
+    assert texts[-1] == "y" and frames < 8
 
 
 def test_characters_above_the_basic_plane_arrive(window: Window) -> None:
