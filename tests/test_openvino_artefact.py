@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from engine.backends.base import LoadCancelled
+from engine.checkpoint import Checkpoint
 from engine.errors import BackendError, CheckpointError, OutOfMemoryError
 from engine.openvino import artefact
 from tests.native_support import write_model
@@ -168,6 +169,21 @@ def test_giving_up_ends_the_process_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_error_in_the_process_is_the_same_error_here(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"no weights")  # since it was looked at here
+    target = tmp_path / "target"
+    with pytest.raises(CheckpointError, match="model") as found:
+        artefact._run_export(folder, target, "fp32", 1, silent)
+    with pytest.raises(CheckpointError) as expected:
+        Checkpoint(folder)
+    assert str(found.value) == str(expected.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_weights_that_are_no_numbers_are_not_converted(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_model(tmp_path / "model")

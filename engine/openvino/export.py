@@ -40,18 +40,20 @@ COMPRESSION: dict[str, dict[str, Any]] = {  # of optimum.intel.OVWeightQuantizat
 
 def export(folder: Path, target: Path, weights: str, say: Say) -> None:
     """Write the model of `folder` into the folder `target`, its weights fp32, int8 or int4."""
+    from engine.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint(folder)  # what is no model is told of before seconds of imports
     say("starting PyTorch and Optimum", 0.0)
     import torch
     from optimum.exporters.openvino import export_from_model
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
     from engine.backends.torch_backend import read_model
-    from engine.checkpoint import Checkpoint
 
     # Optimum is given a model, not a folder: what it would do with a folder's config.json and
     # other files is more than GPT-2 needs, and engine.checkpoint has checked this one's weights.
     model = read_model(
-        Checkpoint(folder),
+        checkpoint,
         "fp32",
         torch.device("cpu"),
         "sdpa",
