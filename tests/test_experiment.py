@@ -65,6 +65,7 @@ class FakeApart(Fake):
 def _nothing_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked.clear()
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # quick runs set it where it is not
+    monkeypatch.setattr("testing.lab.turns.PAUSE_S", 0.0)  # no threads spin here
 
 
 def plan(*names: str, task: str = "") -> list[Measurement]:
