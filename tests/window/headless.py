@@ -63,6 +63,8 @@ class HeadlessImgui:
 
     def rebuild(self, scale: float = 1.0) -> None:
         """Build the fonts and the theme, as the window does between two frames."""
+        if scale == self.fonts.scale and not self.fonts.dirty:
+            return
         _Built.latest = None  # the atlas is this context's from now on
         self.fonts.build(scale)
         self.io.fonts.get_tex_data_as_alpha8()

@@ -86,6 +86,14 @@ class Setup:
         self.bench.frames()
 
 
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often garbage was collected for good: of all that tests import, that takes a second."""
+    times: list[int] = []
+    monkeypatch.setattr("app.window.serving.settle", lambda: times.append(1))
+    return times
+
+
 @pytest.fixture
 def setup(bench: Bench) -> Setup:
     return Setup(bench)
@@ -97,11 +105,14 @@ def test_the_section_is_closed_at_first(bench: Bench) -> None:
     assert "serve.start" not in bench.ui.rectangles
 
 
-def test_it_listens_on_the_port_that_is_set_and_shows_its_address(setup: Setup) -> None:
+def test_it_listens_on_the_port_that_is_set_and_shows_its_address(
+    setup: Setup, settled: list[int]
+) -> None:
     bench = setup.bench
     bench.ui.preferences.change(serve_port=8123)
     runner = setup.start()
     assert (runner.port, setup.serving.status) == (8123, ServeStatus.ON)
+    assert settled == [1]
     assert "serve.start" not in bench.ui.rectangles
     bench.click("serve.address")
     assert clipboard.current().get() == setup.serving.address == "http://localhost:8123"
