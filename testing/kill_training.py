@@ -3,20 +3,22 @@
     python testing/kill_training.py [--runs 200] [--kills 1] [--seed 0]
 
 A tiny random model is trained once to the end. Each further run is begun the same way, killed
-(SIGKILL, or what the system has) after a random time, up to `--kills` times, and taken to its end
-with --resume. It must end with the same weights and the same losses, bit by bit, and at every
-kill there must be nothing but complete checkpoints. Most of a run's time is spent on saving: a
-checkpoint is written at every step. Ends with one JSON line; status 1 where a run differed.
+(SIGKILL, or what the system has) at a random moment of a random step, up to `--kills` times, and
+taken to its end with --resume. It must end with the same weights and the same losses, bit by bit,
+and at every kill there must be nothing but complete checkpoints. Most of a step is spent on
+saving: a checkpoint is written at each. A run is `main.py finetune` in a process of its own, forked
+where the system can from one that has the libraries loaded, since loading them takes most of the
+time. Ends with one JSON line; status 1 where a run differed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +38,7 @@ from engine.training import checkpoints, launch, run_log  # noqa: E402
 
 STEPS = 24
 TOO_LATE = "after its end"
+LIBRARIES = ("torch", "transformers", "accelerate", "engine.training.finetune", "app.cli")
 SHAPE = ModelConfig(layers=1, width=16, heads=2, context=32, vocab_size=8192, inner=64)
 
 
@@ -65,42 +68,74 @@ def options(model: Path, text: Path, out: Path) -> FinetuneConfig:
     )
 
 
-def begin(out: Path, config: FinetuneConfig) -> subprocess.Popen[bytes]:
+def context() -> Any:
+    """Where processes come from: forks of a server with all libraries loaded, where there are."""
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    found = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        found.set_forkserver_preload(["testing.kill_training", *LIBRARIES])
+    return found
+
+
+def train(arguments: list[str], home: str, said: Path) -> None:
+    """The process of a run: the command line's, its output in a file."""
+    from app.cli import run
+
+    os.environ[paths.HOME_VARIABLE] = home
+    with said.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    raise SystemExit(run(arguments))
+
+
+def begin(out: Path, config: FinetuneConfig) -> Any:
     """A run that begins, or goes on where there is something to go on with."""
     if run_log.read_run(out) is not None:
         config = FinetuneConfig(output_dir=str(out), resume=True)
-    return subprocess.Popen(
-        launch.command(config), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    arguments = ["finetune", *launch.arguments(config)]
+    given = (arguments, os.environ[paths.HOME_VARIABLE], said_by(out))
+    child = context().Process(target=train, args=given)
+    child.start()
+    return child
+
+
+def said_by(out: Path) -> Path:
+    return out.with_name(f"{out.name}.txt")
 
 
 def finish(out: Path, config: FinetuneConfig) -> Result:
     """Take a run to its end; RuntimeError with its last line where it fails."""
     child = begin(out, config)
-    said = child.communicate(timeout=3600)[1]
+    child.join(600)
     run = run_log.read_run(out)
-    if child.returncode or run is None or run.status != "done":
-        raise RuntimeError(said.decode(errors="replace").strip().splitlines()[-1:])
+    if child.exitcode != 0 or run is None or run.status != "done":
+        child.kill()
+        said = said_by(out).read_text(errors="replace") if said_by(out).exists() else ""
+        raise RuntimeError(said.strip().splitlines()[-1:])
     return Result(
         (out / "model.safetensors").read_bytes(),
-        tuple(
-            (e["kind"], e["step"], e["loss"])
-            for e in run_log.read_log(out)
-            if e["kind"] in ("step", "eval")
-        ),
+        tuple((e["kind"], e["step"], e["loss"]) for e in logged(out, "step", "eval")),
     )
 
 
-def kill_once(out: Path, config: FinetuneConfig, after_s: float) -> tuple[str, float]:
-    """Begin or go on with a run, kill it after a time; the moment in words, and its seconds."""
-    begun = time.monotonic()
+def logged(out: Path, *kinds: str) -> list[dict[str, Any]]:
+    return [event for event in run_log.read_log(out) if event["kind"] in kinds]
+
+
+def kill_once(out: Path, config: FinetuneConfig, rng: random.Random, step_s: float) -> str:
+    """Begin or go on with a run, kill it in the middle of a step; the moment in words."""
+    last = rng.randrange(len(logged(out, "step")) - 1, STEPS)  # -1: before the first
     child = begin(out, config)
-    try:
-        child.wait(after_s)
-    except subprocess.TimeoutExpired:
-        child.kill()
-    child.communicate()
-    return _moment(out), time.monotonic() - begun
+    reader = run_log.LogReader(out)
+    steps = 0
+    while steps < last and child.is_alive():
+        time.sleep(0.001)
+        reader.poll()
+        steps = sum(event["kind"] == "step" for event in reader.events)
+    child.join(rng.uniform(0, step_s))
+    child.kill()
+    child.join()
+    return _moment(out)
 
 
 def _moment(out: Path) -> str:
@@ -132,7 +167,8 @@ def run_all(runs: int, kills: int, seed: int, folder: Path) -> dict[str, Any]:
     text.write_text("".join(f"Line {i} of {i * i} is here.\n" for i in range(60)))
     begun = time.monotonic()
     whole = finish(folder / "whole", options(model, text, folder / "whole"))
-    took = time.monotonic() - begun
+    times = [event["time"] for event in logged(folder / "whole", "step")]
+    step_s = (times[-1] - times[0]) / (len(times) - 1)
     moments: Counter[str] = Counter()
     failures: list[str] = []
     number = 0
@@ -141,15 +177,13 @@ def run_all(runs: int, kills: int, seed: int, folder: Path) -> dict[str, Any]:
         out = folder / f"run-{number}"
         config = options(model, text, out)
         for _ in range(rng.randint(1, kills)):
-            # The libraries are read for the first third or so: fewer kills there.
-            after = took * rng.choice((rng.uniform(0, 1), rng.uniform(0.4, 1.0)))
-            moment, seconds = kill_once(out, config, after)
+            moment = kill_once(out, config, rng, step_s)
             moments[moment] += 1
             failures += [f"run {number}: {line}" for line in damaged(out)]
             if moment == TOO_LATE:
                 break
-        if moment == TOO_LATE:  # the machine was busier when that time was taken
-            took, number = min(took, seconds), number - 1
+        if moment == TOO_LATE:  # that is no kill: once more
+            number -= 1
             shutil.rmtree(out)
             continue
         try:
@@ -157,7 +191,7 @@ def run_all(runs: int, kills: int, seed: int, folder: Path) -> dict[str, Any]:
                 failures.append(f"run {number}, killed {moment}, ended otherwise")
         except RuntimeError as error:
             failures.append(f"run {number}, killed {moment}, did not go on: {error}")
-        shutil.rmtree(out)
+        shutil.rmtree(out, ignore_errors=True)
         print(f"run {number} of {runs}: killed {moment}", file=sys.stderr, flush=True)
     return {
         "runs": runs,
