@@ -214,7 +214,7 @@ def test_cancelling_one_text_ends_the_search_and_keeps_what_there_is(
         with working(lent, tokenizer) as worker:
             jobs = worker.generate_many(PROMPT, config)
             for event in jobs[chosen]:
-                if isinstance(event, Beams) and event.steps == 4:
+                if isinstance(event, Beams) and event.steps >= 4:  # a slow reader misses some
                     jobs[chosen].cancel()
                     cancelled.set()
             ends = collect(jobs)
