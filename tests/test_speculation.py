@@ -16,7 +16,7 @@ from engine import generation
 from engine.config import GenerationConfig
 from engine.decoding import generate
 from engine.errors import BackendError
-from engine.events import Event, Finished, Token
+from engine.events import Event, Finished, Prefill, Token
 from engine.held import Held
 from engine.lookup import LONGEST
 from engine.slots import SlotPool
@@ -98,7 +98,7 @@ def willing(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 
 def said(events: Sequence[Event]) -> list[Any]:
-    """What the events say, times aside."""
+    """What the events say, times aside, and how far a prompt was read when it took its time."""
     return [
         (e.index, e.token_id, e.text, e.record)
         if isinstance(e, Token)
@@ -106,6 +106,7 @@ def said(events: Sequence[Event]) -> list[Any]:
         if isinstance(e, Finished)
         else type(e)
         for e in events
+        if not isinstance(e, Prefill)
     ]
 
 
